@@ -1,0 +1,1 @@
+"""What an observation, an action and a demonstration are."""

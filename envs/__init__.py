@@ -1,0 +1,1 @@
+"""Where actions have consequences."""

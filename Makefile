@@ -1,0 +1,53 @@
+# Everything here sets itself up: Python >= 3.11 and make are enough. `make help` lists the targets.
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+DATA ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean check-data
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "  variables: DATA=<zarr>  ARGS='<more settings or options>'  VENV=<folder>  PYTHON=<interpreter>"
+
+install: $(STAMP)  ## create .venv with the pinned versions (the other targets do it when it is needed)
+
+demo: check-data $(STAMP)  ## train on Push-T demonstrations and evaluate: make demo DATA=<zarr> [ARGS='seed=1']
+	@$(BIN)/visuomotor train task=pusht "data.path='$(DATA)'" $(ARGS)
+
+test: $(STAMP)  ## run the tests: make test [ARGS='tests/data -k store']
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP)  ## style, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/mypy tests
+
+clean:  ## remove .venv, build products and tool caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+check-data:
+	@[ -n '$(DATA)' ] || { echo "make demo: say where the demonstrations are: make demo DATA=path/to/pusht_cchi_v7_replay.zarr"; exit 2; }
+	@[ -e '$(DATA)' ] || { echo "make demo: DATA='$(DATA)' does not exist (seen from $(CURDIR))"; exit 2; }
+
+# pip itself is the target, so a half-made environment (no ensurepip) is made again.
+$(BIN)/pip:
+	@[ -n "$(PYTHON)" ] || { echo "no Python found: install Python 3.11 or give PYTHON=<interpreter>"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python >= 3.11 is needed; give PYTHON=<interpreter>"; exit 2; }
+	@echo "creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)
+
+# gym-pusht pins the OpenCV that has a GUI, which would overwrite the headless one: hence --no-deps. The extra brings the rest.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "installing into $(VENV) (about 1.5 GB, a minute or two) ..."
+	@$(PIP) setuptools
+	@$(PIP) --no-build-isolation -e '.[dev,pusht]'
+	@$(PIP) --no-deps gym-pusht
+	@touch $@

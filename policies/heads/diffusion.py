@@ -1,0 +1,132 @@
+"""Denoising diffusion over action chunks (Ho et al. 2020; Chi et al. 2023, Diffusion Policy)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.policies.base import Head, NetFn
+from visuomotor.policies.draws import Draws
+from visuomotor.policies.heads.schedule import SOLVERS, alphas_cumprod, solver_steps
+
+__all__ = ["PREDICTIONS", "DiffusionConfig", "DiffusionHead"]
+
+PREDICTIONS = ("epsilon", "sample", "v")
+_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear")
+_SPACINGS = ("trailing", "leading", "linspace")
+
+
+@dataclass(kw_only=True, slots=True)
+class DiffusionConfig:
+    """How noise is added, what is predicted, and how it is removed again.
+
+    Attributes:
+        train_steps: ``K``, noise levels seen in training.
+        beta_schedule: ``squaredcos_cap_v2`` (Diffusion Policy's), ``linear`` or ``scaled_linear``.
+        prediction: what the backbone outputs: ``epsilon`` (the noise), ``sample`` (the clean chunk) or ``v``.
+        solver: ``ddpm``, ``ddim`` or ``dpmpp`` (DPM-Solver++ 2M).
+        sample_steps: denoising steps at sampling, at most ``train_steps``.
+        spacing: which noise levels these visit; ``trailing`` starts at pure noise (Lin et al. 2024), ``leading`` is what
+            diffusers' DDPM and DDIM do when nothing is said.
+        eta: DDIM's noise level; 0 is deterministic, 1 is as noisy as DDPM.
+        clip: bound of the clean estimate at every step, in normalised units. Only right for actions normalised to
+            [-1, 1]; None with z-scored actions.
+    """
+
+    train_steps: int = 100
+    beta_schedule: str = "squaredcos_cap_v2"
+    prediction: str = "epsilon"
+    solver: str = "ddim"
+    sample_steps: int = 10
+    spacing: str = "trailing"
+    eta: float = 0.0
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "beta_schedule": _SCHEDULES,
+            "prediction": PREDICTIONS,
+            "solver": SOLVERS,
+            "spacing": _SPACINGS,
+        }
+        for name, options in choices.items():
+            if (value := getattr(self, name)) not in options:
+                raise ConfigError(f"head diffusion: unknown {name} {value!r}. {nearest(value, options)}")
+        if not 1 <= self.sample_steps <= self.train_steps:
+            raise ConfigError(
+                f"head diffusion: sample_steps {self.sample_steps}: expected 1 to train_steps = {self.train_steps}"
+            )
+        if self.eta and self.solver != "ddim":
+            raise ConfigError(f"head diffusion: eta={self.eta} belongs to solver 'ddim', not {self.solver!r}")
+        if self.eta < 0.0 or (self.clip is not None and self.clip <= 0.0):
+            raise ConfigError(f"head diffusion: eta={self.eta} must be >= 0 and clip={self.clip} positive or null")
+
+
+class DiffusionHead(Head):
+    """Trains on a random noise level of ``K``; samples by linear solver steps from tensors (see ``schedule``)."""
+
+    time_scale = 1.0  # t is a step number, 0..K-1
+
+    alpha: Tensor  # [K] sqrt(alpha_bar): how much of the clean chunk is left at step t
+    sigma: Tensor  # [K] sqrt(1 - alpha_bar): how much noise
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        bar = alphas_cumprod(config.train_steps, config.beta_schedule)
+        self.register_buffer("alpha", bar.sqrt(), persistent=False)
+        self.register_buffer("sigma", (1.0 - bar).sqrt(), persistent=False)
+        self.set_solver(config.solver, config.sample_steps, eta=config.eta)
+
+    def set_solver(self, solver: str, n_steps: int, *, eta: float = 0.0) -> None:
+        """Choose another solver or number of steps for a trained policy."""
+        c = self.config
+        steps = solver_steps(
+            solver, n_steps, train_steps=c.train_steps, beta_schedule=c.beta_schedule, spacing=c.spacing, eta=eta
+        )
+        self._t = steps.t
+        # Python floats: a scalar times a tensor needs no gather and no host synchronisation.
+        self._coefficients = list(zip(steps.a.tolist(), steps.b.tolist(), steps.c.tolist(), steps.s.tolist(), strict=True))
+        self._levels = [(float(self.alpha[t]), float(self.sigma[t])) for t in steps.t.tolist()]
+
+    def loss(self, net: NetFn, action: Tensor, draws: Draws) -> Tensor:
+        b = action.shape[0]
+        t = draws.integers(0, self.config.train_steps, (b,))
+        noise = draws.normal(tuple(action.shape))
+        alpha, sigma = self.alpha[t].view(b, 1, 1), self.sigma[t].view(b, 1, 1)
+        noisy = alpha * action + sigma * noise
+        target = {"epsilon": noise, "sample": action}.get(self.config.prediction)
+        if target is None:
+            target = alpha * noise - sigma * action  # v (Salimans and Ho 2022)
+        return (net(noisy, t) - target).square().mean(-1)
+
+    def noise_count(self) -> int:
+        return 1 + sum(s != 0.0 for *_, s in self._coefficients)
+
+    def sample(self, net: NetFn, noise: Tensor) -> Tensor:
+        x, used = noise[:, 0], 1
+        previous = torch.zeros_like(x)
+        times = self._t.to(x.device)[:, None].expand(-1, x.shape[0])
+        for i, ((a, b, c, s), (alpha, sigma)) in enumerate(zip(self._coefficients, self._levels, strict=True)):
+            clean = self._clean(net(x, times[i]), x, alpha, sigma)
+            x = a * x + b * clean
+            if c != 0.0:
+                x = x + c * previous
+            if s != 0.0:
+                x = x + s * noise[:, used]
+                used += 1
+            previous = clean
+        return x
+
+    def _clean(self, output: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """Estimate of the clean chunk from the backbone's output at one noise level."""
+        if self.config.prediction == "epsilon":
+            clean = (x - sigma * output) / alpha
+        elif self.config.prediction == "sample":
+            clean = output
+        else:
+            clean = alpha * x - sigma * output
+        return clean if self.config.clip is None else clean.clamp(-self.config.clip, self.config.clip)

@@ -1,0 +1,100 @@
+"""Our solver steps against diffusers' own ``step``, and against arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+
+from visuomotor.data.errors import ConfigError
+from visuomotor.policies.heads.diffusion import DiffusionConfig, DiffusionHead
+from visuomotor.policies.heads.schedule import alphas_cumprod, solver_steps
+
+SCHEDULE = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"}
+
+
+def _fake_net(x, t):
+    """A smooth non-trivial function of x and t, large enough for the clean estimate to need clipping."""
+    return torch.tanh(2.0 * x + 0.01 * t.view(-1, 1, 1)) * 1.3
+
+
+def _ours(solver, n, prediction, spacing, eta, noise, clip):
+    head = DiffusionHead(
+        DiffusionConfig(prediction=prediction, solver=solver, sample_steps=n, spacing=spacing, eta=eta, clip=clip)
+    )
+    assert head.noise_count() <= noise.shape[1]
+    return head.sample(_fake_net, noise)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v"])
+@pytest.mark.parametrize("n", [1, 4, 10, 100])
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "ddim-eta", "dpmpp"])
+def test_whole_sampling_run_equals_diffusers_step(solver, n, prediction, spacing):
+    if solver == "dpmpp" and spacing == "leading" and n == 100:
+        with pytest.raises(ConfigError, match="trailing"):  # diffusers itself runs past its own table here
+            solver_steps(solver, n, train_steps=100, beta_schedule="squaredcos_cap_v2", spacing=spacing)
+        return
+    eta = 0.7 if solver == "ddim-eta" else 0.0
+    solver = solver.removesuffix("-eta")
+    clip = None if solver == "dpmpp" else 1.0  # diffusers' DPM-Solver++ cannot clip; ours is tested for that below
+    options = {"prediction_type": "v_prediction" if prediction == "v" else prediction, "timestep_spacing": spacing}
+    noise = torch.randn(3, 101, 16, 2, generator=torch.Generator().manual_seed(0))
+    if solver == "ddpm":
+        peer = DDPMScheduler(**SCHEDULE, **options, clip_sample=True, variance_type="fixed_small")
+    elif solver == "ddim":
+        peer = DDIMScheduler(**SCHEDULE, **options, clip_sample=True)
+    else:
+        peer = DPMSolverMultistepScheduler(**SCHEDULE, **options, algorithm_type="dpmsolver++", solver_order=2)
+    peer.set_timesteps(n)
+    x, used = noise[:, 0].double(), 1
+    for t in peer.timesteps:
+        out = _fake_net(x, torch.full((3,), int(t)))
+        if solver == "ddpm":
+            # diffusers draws its own noise: give it none, and add ours with the standard deviation it would have used.
+            quiet = peer.step(out, t, x, generator=torch.Generator().manual_seed(1)).prev_sample
+            zero = torch.zeros_like(x)
+            scaled = peer.step(zero, t, zero, generator=torch.Generator().manual_seed(1)).prev_sample
+            drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+            std = float((scaled / drawn).mean()) if float(scaled.abs().max()) > 0 else 0.0
+            x = quiet - scaled
+            if std:
+                x, used = x + std * noise[:, used].double(), used + 1
+        elif solver == "ddim":
+            z = noise[:, used].double() if eta else None
+            x = peer.step(out, t, x, eta=eta, use_clipped_model_output=True, variance_noise=z).prev_sample
+            used += int(eta > 0)
+        else:
+            x = peer.step(out, t, x).prev_sample
+    ours = _ours(solver, n, prediction, spacing, eta, noise, clip)
+    scale = float(x.abs().max())
+    assert float((ours - x).abs().max()) <= 1e-5 * max(scale, 1.0), (ours - x).abs().max()
+
+
+def test_one_ddim_step_by_hand():
+    # One step from t = 99 to the end: x_next = sqrt(1) * x0 + 0 * eps, whatever x was.
+    steps = solver_steps("ddim", 1, train_steps=100, beta_schedule="squaredcos_cap_v2")
+    assert steps.t.tolist() == [99]
+    assert (float(steps.a[0]), float(steps.b[0]), float(steps.s[0])) == pytest.approx((0.0, 1.0, 0.0), abs=1e-6)
+    # Two steps, 99 -> 49: with A = alpha_bar, x_next = sqrt(A49) x0 + sqrt(1 - A49) (x - sqrt(A99) x0) / sqrt(1 - A99).
+    bar = alphas_cumprod(100, "squaredcos_cap_v2").double()
+    two = solver_steps("ddim", 2, train_steps=100, beta_schedule="squaredcos_cap_v2")
+    a = ((1 - bar[49]) / (1 - bar[99])).sqrt()
+    assert float(two.a[0]) == pytest.approx(float(a), abs=1e-6)
+    assert float(two.b[0]) == pytest.approx(float(bar[49].sqrt() - a * bar[99].sqrt()), abs=1e-6)
+
+
+def test_clip_bounds_the_clean_estimate_for_every_solver():
+    for solver in ("ddpm", "ddim", "dpmpp"):
+        noise = 3 * torch.randn(2, 101, 4, 1, generator=torch.Generator().manual_seed(0))
+        out = _ours(solver, 10, "sample", "trailing", 0.0, noise, 0.5)
+        assert float(out.abs().max()) <= 0.5 + 1e-3  # the last step returns the clipped estimate
+
+
+@pytest.mark.parametrize(
+    ("solver", "n", "eta", "says"),
+    [("dimm", 4, 0.0, "ddim"), ("ddim", 101, 0.0, "1 to 100"), ("ddim", 0, 0.0, "1 to 100"), ("ddpm", 4, 0.5, "eta")],
+)
+def test_refusals_say_what_exists(solver, n, eta, says):
+    with pytest.raises(ConfigError, match=says):
+        solver_steps(solver, n, train_steps=100, beta_schedule="squaredcos_cap_v2", eta=eta)

@@ -30,10 +30,13 @@ class Series:
 
 
 def human(value: float) -> str:
-    """Short readable number: 1234567 -> ``1.23M``, 20000 -> ``20k``, 0.00012 -> ``0.00012``."""
+    """Short readable number: 1234567 -> ``1.23M``, 20000 -> ``20k``, 0.00012 -> ``1.2e-4``."""
     for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= scale:
             return f"{value / (1e3 if suffix == 'k' else scale):.3g}{suffix}"
+    if 0 < abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:.4g}"
 
 
@@ -106,7 +109,12 @@ def _figure(title: str, body: str, chart: object, legend: str = "") -> str:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], *, log_y: bool = False, y_range: tuple[float, float] | None = None
+    title: str,
+    series: Sequence[Series],
+    *,
+    log_y: bool = False,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
 ) -> str:
     """Curves over training steps as one ``<figure>``; values that no axis can show (NaN, log of 0) are left out.
 
@@ -121,7 +129,8 @@ def line_chart(
     if not drawn:
         return ""
     xs, ys = [[p[i] for _, points in drawn for p in points] for i in (0, 1)]
-    x0, x1 = min(xs), max(max(xs), min(xs) + 1)
+    x0, x1 = x_range or (min(xs), max(xs))
+    x1 = max(x1, x0 + 1)  # a single point has an axis too
     y0, y1 = y_range or _padded(ys, log_y)
     scale: Callable[[float], float] = math.log10 if log_y else float
 

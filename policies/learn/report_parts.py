@@ -96,6 +96,7 @@ def curves(metrics: Sequence[Json]) -> str:
     def column(name: str) -> list[tuple[float, float]]:
         return list(zip(*_column(metrics, name), strict=True))
 
+    x_range = (0.0, float(metrics[-1]["step"])) if metrics else None  # one axis for all, so that charts line up
     charts = [
         line_chart(
             "Loss (log scale)",
@@ -105,14 +106,21 @@ def curves(metrics: Sequence[Json]) -> str:
                 curve("validation", column("val_loss"), "dots", 3),
             ],
             log_y=True,
+            x_range=x_range,
         ),
         line_chart(
             "Evaluation while training",
             [curve("score", column("eval_score"), "dots", 1), curve("success", column("eval_success"), "dots", 2)],
+            x_range=x_range,
             y_range=(0.0, 1.0),
         ),
-        line_chart("Learning rate", [curve("learning rate", column("lr"), "line", 4)]),
-        line_chart("Gradient norm (log scale)", [curve("gradient norm", column("grad_norm"), "line", 3)], log_y=True),
+        line_chart("Learning rate", [curve("learning rate", column("lr"), "line", 4)], x_range=x_range),
+        line_chart(
+            "Gradient norm (log scale)",
+            [curve("gradient norm", column("grad_norm"), "line", 3)],
+            log_y=True,
+            x_range=x_range,
+        ),
     ]
     drawn = "".join(charts)
     bad = len(loss) - len(finite)
@@ -135,10 +143,9 @@ def evaluation(final: Json | None) -> str:
         f"{final['seconds']:.0f} s, {human(final['steps_per_s'])} environment steps/s" if final.get("seconds") else ""
     )
     return (
-        f'<div class="grid2">{chart}</div>'
-        f'<details class="panel"><summary>All {len(rows)} episodes, worst first</summary>'
-        f"{_table(['seed', 'score', 'success', 'steps', 'return'], rows)}</details>"
-        f'<p class="soft">{escape(speed)}</p>'
+        f'<div class="grid2">{chart}<div class="panel episodes"><h3>All {len(rows)} episodes, worst first</h3>'
+        f"{_table(['seed', 'score', 'success', 'steps', 'return'], rows)}</div></div>"
+        f'<p class="soft small">{escape(speed)}</p>'
     )
 
 

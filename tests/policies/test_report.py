@@ -249,7 +249,7 @@ def test_ticks_and_numbers_by_hand() -> None:
     assert log_ticks(0.008, 2) == pytest.approx([0.01, 0.1, 1.0])
     assert log_ticks(0.02, 0.3) == pytest.approx([0.02, 0.05, 0.1, 0.2])
     assert log_ticks(0.50, 0.54) == pytest.approx([0.5, 0.51, 0.52, 0.53, 0.54])
-    assert [human(x) for x in (1_234_567, 20_000, 1500, 0.00012, -3.0)] == ["1.23M", "20k", "1500", "0.00012", "-3"]
+    assert [human(x) for x in (1_234_567, 20_000, 1500, 0.00012, -3.0)] == ["1.23M", "20k", "1500", "1.2e-4", "-3"]
 
 
 def test_smoothing_keeps_a_constant_and_forgets() -> None:

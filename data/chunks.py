@@ -1,0 +1,101 @@
+"""Chunk files behind an array: which they are, which are damaged, which episodes they hold."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from zarr.storage import ZipStore
+
+from visuomotor.data.layout import Root
+
+__all__ = [
+    "ChunkFile",
+    "Region",
+    "array_files",
+    "chunk_rows",
+    "chunks_between",
+    "episodes_at",
+    "find_damage",
+    "list_files",
+]
+
+Region = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class ChunkFile:
+    """One file of a store: path relative to its root, size [bytes], and a stamp that changes with its content."""
+
+    name: str
+    size: int
+    stamp: int
+
+
+def list_files(root: Root, folder: str) -> Iterator[ChunkFile]:
+    """Every file under ``folder``, in sorted order; the stamp is mtime [ns], or the CRC within a zip archive."""
+    if isinstance(root.files, ZipStore):
+        with zipfile.ZipFile(root.path) as archive:
+            for info in sorted(archive.infolist(), key=lambda i: i.filename):
+                if info.filename.startswith(folder + "/") and not info.is_dir():
+                    yield ChunkFile(info.filename, info.file_size, info.CRC)
+        return
+    yield from sorted(_walk(root.path / folder, folder), key=lambda f: f.name)
+
+
+def _walk(path: Path, name: str) -> Iterator[ChunkFile]:
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), f"{name}/{entry.name}")
+            else:
+                stat = entry.stat()
+                yield ChunkFile(f"{name}/{entry.name}", stat.st_size, stat.st_mtime_ns)
+
+
+def array_files(root: Root, name: str) -> dict[str, ChunkFile]:
+    """Chunk files of the array ``name`` (``"data/img"``), without its metadata."""
+    skip = {f"{name}/{m}" for m in ("zarr.json", ".zarray", ".zattrs")}
+    return {f.name: f for f in list_files(root, name) if f.name not in skip}
+
+
+def chunk_rows(array: zarr.Array) -> int:
+    """Rows in one chunk file."""
+    return int((array.shards or array.chunks)[0])
+
+
+def chunks_between(array: zarr.Array, name: str, start: int, stop: int) -> Iterator[tuple[str, Region]]:
+    """Path and region of every chunk file that holds rows ``[start, stop)``."""
+    size = array.shards or array.chunks
+    grid = [range(math.ceil(n / c)) for n, c in zip(array.shape, size, strict=True)]
+    grid[0] = range(start // size[0], math.ceil(stop / size[0]))
+    for index in itertools.product(*grid):
+        region = tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, size, array.shape, strict=True))
+        yield f"{name}/{array.metadata.encode_chunk_key(index)}", region
+
+
+def find_damage(array: zarr.Array, name: str, start: int, stop: int) -> Iterator[tuple[str, Region, Exception]]:
+    """Chunk files with rows ``[start, stop)`` that cannot be decoded, each with its region and the reason."""
+    for path, region in chunks_between(array, name, start, stop):
+        try:
+            array[region]
+        except MemoryError:
+            raise
+        except Exception as error:  # every decompressor raises a type of its own
+            yield path, region, error
+
+
+def episodes_at(ends: np.ndarray, start: int, stop: int) -> str:
+    """Say which episodes have rows in ``[start, stop)``."""
+    first = int(np.searchsorted(ends, start, side="right"))
+    last = min(int(np.searchsorted(ends, stop - 1, side="right")), len(ends) - 1)
+    if first > last:
+        return "no episode"
+    return f"episode {first}" if first == last else f"episodes {first} to {last}"

@@ -1,1 +1,1 @@
-"""Where actions have consequences."""
+"""Where actions have consequences. Imports nothing: environment workers start from here without loading torch."""

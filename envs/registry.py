@@ -1,0 +1,77 @@
+"""Tasks by name: what a config chooses from, and what other packages add to.
+
+Another package adds a task by an entry point of the group ``visuomotor.tasks`` whose name is the task's and whose
+object is a :class:`TaskEntry`; nothing needs to be imported by the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.envs.base import VecEnv
+from visuomotor.envs.tasks.pusht import PushT, PushTConfig
+
+__all__ = ["TaskEntry", "get_task", "make_env", "register_task", "task_names"]
+
+_GROUP = "visuomotor.tasks"
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task's settings (a dataclass with defaults) and what builds ``num_envs`` worlds from them."""
+
+    config_class: type
+    factory: Callable[[Any, int], VecEnv]
+
+
+_TASKS: dict[str, TaskEntry] = {"pusht": TaskEntry(PushTConfig, PushT)}
+
+
+def register_task(name: str, config_class: type, factory: Callable[[Any, int], VecEnv]) -> None:
+    """Add a task from running code. Raises ConfigError for a name that is taken."""
+    if name in _known():
+        raise ConfigError(f"a task {name!r} exists already; known: {', '.join(task_names())}")
+    _TASKS[name] = TaskEntry(config_class, factory)
+
+
+def task_names() -> list[str]:
+    """Names of all tasks, those of other packages included."""
+    return sorted(_known())
+
+
+def get_task(name: str) -> TaskEntry:
+    """The task of that name. Raises ConfigError with the nearest names for an unknown one."""
+    known = _known()
+    if name not in known:
+        raise ConfigError(f"unknown task {name!r}. {nearest(name, known)}")
+    entry = known[name]
+    if not isinstance(entry, TaskEntry):
+        raise ConfigError(f"the entry point {name!r} of group {_GROUP} is {entry!r}; expected a TaskEntry")
+    return entry
+
+
+def make_env(config: object, num_envs: int) -> VecEnv:
+    """Build ``num_envs`` worlds of the task whose settings ``config`` is. Raises ConfigError if there is none."""
+    if num_envs < 1:
+        raise ConfigError(f"num_envs={num_envs}; expected at least 1")
+    for name in _known():
+        entry = get_task(name)
+        if type(config) is entry.config_class:
+            return entry.factory(config, num_envs)
+    given = repr(config) if isinstance(config, str) else type(config).__name__
+    expected = ", ".join(f"{get_task(n).config_class.__name__} ({n})" for n in task_names())
+    raise ConfigError(f"no task takes {given} as its settings; expected one of: {expected}")
+
+
+def _known() -> dict[str, Any]:
+    return {**_outside(), **_TASKS}
+
+
+@cache
+def _outside() -> dict[str, Any]:
+    return {point.name: point.load() for point in entry_points(group=_GROUP)}

@@ -1,0 +1,331 @@
+"""Run a policy on fixed seeds: score and success with intervals, paired comparisons, videos of the worst and best."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visuomotor.data.errors import ConfigError, UserError
+from visuomotor.envs.base import Obs, Step, VecEnv
+from visuomotor.envs.video import VideoWriter
+from visuomotor.policies.learn.statistics import bootstrap_mean_interval, mcnemar_exact, wilson_interval
+
+__all__ = [
+    "Actor",
+    "Comparison",
+    "Episode",
+    "EvalResult",
+    "Video",
+    "compare",
+    "evaluate",
+    "selection_seeds",
+    "test_seeds",
+]
+
+_TEST_START = 100_000  # as published with Diffusion Policy
+_SELECTION_START = 50_000
+
+
+class Actor(Protocol):
+    """A policy with its chunk execution: one action a control step for ``N`` worlds."""
+
+    def reset(self, seeds: Sequence[int], mask: Tensor | None = None) -> None:
+        """Forget the past of the worlds in ``mask`` (bool ``[N]``, None: all) and draw their noise from ``seeds``."""
+
+    def act(self, obs: Obs, active: Tensor) -> Tensor:
+        """Actions ``[N, Da]`` for observations ``{key: [N, ...]}``; rows outside ``active`` are ignored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """``score``: maximum over the episode; ``success``: goal reached at some step; ``length`` in control steps."""
+
+    seed: int
+    score: float
+    success: bool
+    length: int
+    episode_return: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        d = asdict(self)
+        d["return"] = d.pop("episode_return")
+        return d
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """A filmed episode: ``kind`` is ``"worst"`` or ``"best"``."""
+
+    path: Path
+    kind: str
+    seed: int
+    score: float
+    success: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """Results of all episodes, in the order of their seeds. Intervals are at 95 %: bootstrap (score), Wilson (success).
+
+    ``warnings`` names filmed episodes whose repetition did not give the same score.
+    """
+
+    episodes: tuple[Episode, ...]
+    seconds: float  # of the evaluation itself, without filming
+    videos: tuple[Video, ...] = ()
+    warnings: tuple[str, ...] = ()
+    score_mean: float = field(init=False)
+    score_interval: tuple[float, float] = field(init=False)  # nan for a single episode
+    success_count: int = field(init=False)
+    success_interval: tuple[float, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        scores = [e.score for e in self.episodes]
+        count = sum(e.success for e in self.episodes)
+        object.__setattr__(self, "score_mean", float(np.mean(scores)))
+        object.__setattr__(self, "score_interval", bootstrap_mean_interval(scores))
+        object.__setattr__(self, "success_count", count)
+        object.__setattr__(self, "success_interval", wilson_interval(count, len(scores)))
+
+    @property
+    def success_rate(self) -> float:
+        """Share of successful episodes."""
+        return self.success_count / len(self.episodes)
+
+    @property
+    def steps_per_s(self) -> float:
+        """Control steps of all worlds together per second of wall time, policy included."""
+        return sum(e.length for e in self.episodes) / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; an interval that does not exist is None."""
+        score_low, score_high = (_json_number(x) for x in self.score_interval)
+        low, high = self.success_interval
+        return {
+            "n_episodes": len(self.episodes),
+            "score": {"mean": self.score_mean, "low": score_low, "high": score_high},
+            "success": {"rate": self.success_rate, "low": low, "high": high, "count": self.success_count},
+            "episodes": [e.to_dict() for e in self.episodes],
+            "videos": [{**asdict(v), "path": str(v.path)} for v in self.videos],
+            "warnings": list(self.warnings),
+            "seconds": self.seconds,
+            "steps_per_s": self.steps_per_s,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Differences ``a - b`` over the seeds that both ran; 95 % intervals by bootstrap over seeds (nan for one seed)."""
+
+    n: int
+    score_difference: float
+    score_interval: tuple[float, float]
+    success_difference: float
+    success_interval: tuple[float, float]
+    only_a: int  # seeds in which a succeeded and b did not
+    only_b: int
+    p_value: float  # exact McNemar test that both succeed equally often
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; an interval that does not exist is None."""
+        intervals = ("score_interval", "success_interval")
+        return {**asdict(self), **{k: [_json_number(x) for x in getattr(self, k)] for k in intervals}}
+
+
+def test_seeds(n: int) -> range:
+    """``n`` seeds to report on: from 100000 up, as published. Never select a checkpoint by them."""
+    return range(_TEST_START, _TEST_START + n)
+
+
+test_seeds.__test__ = False  # type: ignore[attr-defined]  # a name that pytest would collect
+
+
+def selection_seeds(n: int) -> range:
+    """``n`` seeds to select a checkpoint by, disjoint from every :func:`test_seeds`."""
+    if n > _TEST_START - _SELECTION_START:
+        raise ConfigError(
+            f"{n} selection seeds; expected at most {_TEST_START - _SELECTION_START}, or they reach the test seeds"
+        )
+    return range(_SELECTION_START, _SELECTION_START + n)
+
+
+def evaluate(
+    env: VecEnv,
+    actor: Actor,
+    seeds: Sequence[int],
+    *,
+    video_worst: int = 2,
+    video_best: int = 2,
+    video_dir: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> EvalResult:
+    """Run one episode a seed, ``env.num_envs`` side by side; finished worlds cost nothing.
+
+    With ``video_dir`` the worst and best episodes are run again and filmed. ``on_progress(done, all)`` is called when
+    episodes end.
+
+    Raises:
+        UserError: no seeds, a seed twice, or an environment that reports neither ``score`` nor ``success``.
+    """
+    if not len(seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"{len(seeds)} seeds, {len(set(seeds))} of them different; expected at least one, each once")
+    start = time.perf_counter()
+    episodes: list[Episode] = []
+    for wave in _waves(seeds, env.num_envs):
+        tally = _Tally(wave, env)
+        for step, active in _run(env, actor, wave):
+            ended = tally.add(step, active)
+            if ended and on_progress is not None:
+                on_progress(len(episodes) + tally.done, len(seeds))
+        episodes += tally.episodes()
+    seconds = time.perf_counter() - start
+    videos, warnings = (
+        _film(env, actor, _choose(episodes, video_worst, video_best), video_dir) if video_dir else ([], [])
+    )
+    return EvalResult(episodes=tuple(episodes), seconds=seconds, videos=tuple(videos), warnings=tuple(warnings))
+
+
+def compare(a: EvalResult, b: EvalResult) -> Comparison:
+    """Paired differences over common seeds. Raises UserError if there are none."""
+    of_b = {e.seed: e for e in b.episodes}
+    pairs = [(e, of_b[e.seed]) for e in a.episodes if e.seed in of_b]
+    if not pairs:
+        raise UserError(f"no common seed: one ran {_span(a)}, the other {_span(b)}; evaluate both on the same seeds")
+    score = [x.score - y.score for x, y in pairs]
+    success = [float(x.success) - float(y.success) for x, y in pairs]
+    only_a, only_b = success.count(1.0), success.count(-1.0)
+    return Comparison(
+        n=len(pairs),
+        score_difference=float(np.mean(score)),
+        score_interval=bootstrap_mean_interval(score),
+        success_difference=float(np.mean(success)),
+        success_interval=bootstrap_mean_interval(success),
+        only_a=only_a,
+        only_b=only_b,
+        p_value=mcnemar_exact(only_a, only_b),
+    )
+
+
+class _Tally:
+    """Running score, success, length and return of the ``len(wave)`` episodes of one wave."""
+
+    def __init__(self, wave: Sequence[int], env: VecEnv) -> None:
+        self._wave, self.done = wave, 0
+        n, device = env.num_envs, env.device
+        self._score = torch.zeros(n, device=device)
+        self._success = torch.zeros(n, dtype=torch.bool, device=device)
+        self._length = torch.zeros(n, dtype=torch.int64, device=device)
+        self._return = torch.zeros(n, dtype=torch.float64, device=device)
+
+    def add(self, step: Step, active: Tensor) -> bool:
+        """Count the step in the worlds that took it; True if episodes ended."""
+        score, success = _outcome(step)
+        self._score = torch.where(active, self._score.maximum(score), self._score)
+        self._success |= active & success
+        self._length += active
+        self._return += step.reward  # 0 in worlds outside `active`
+        ended = int((active & (step.terminated | step.truncated)).sum())
+        self.done += ended
+        return ended > 0
+
+    def episodes(self) -> list[Episode]:
+        columns = [x.tolist()[: len(self._wave)] for x in (self._score, self._success, self._length, self._return)]
+        return [
+            Episode(seed=seed, score=score, success=success, length=length, episode_return=total)
+            for seed, score, success, length, total in zip(self._wave, *columns, strict=True)
+        ]
+
+
+def _outcome(step: Step) -> tuple[Tensor, Tensor]:
+    """Score and success now; where the environment reports one of them only, it gives the other."""
+    score, success = step.info.get("score"), step.info.get("success")
+    if score is None and success is None:
+        raise UserError(
+            f"the environment reports neither 'score' nor 'success', only {sorted(step.info)}; "
+            "give GymVecEnv a score= function or let the environment put one of them into its info"
+        )
+    if score is None:
+        assert success is not None
+        return success.float(), success
+    return score, score >= 1.0 if success is None else success
+
+
+def _waves(seeds: Sequence[int], n: int) -> Iterator[list[int]]:
+    for i in range(0, len(seeds), n):
+        yield [int(s) for s in seeds[i : i + n]]
+
+
+def _run(
+    env: VecEnv, actor: Actor, wave: Sequence[int], on_obs: Callable[[Tensor], None] | None = None
+) -> Iterator[tuple[Step, Tensor]]:
+    """Yield every step of one wave with the worlds that took it; ``on_obs(worlds)`` sees each new state."""
+    padded = [*wave, *[wave[-1]] * (env.num_envs - len(wave))]
+    active = torch.arange(env.num_envs, device=env.device) < len(wave)
+    obs = env.reset(seeds=padded, mask=active)
+    actor.reset(padded, active)
+    if on_obs is not None:
+        on_obs(active)
+    while bool(active.any()):
+        step = env.advance(actor.act(obs, active), active)
+        if on_obs is not None:
+            on_obs(active)
+        yield step, active
+        obs = step.obs
+        active = active & ~(step.terminated | step.truncated)
+
+
+def _choose(episodes: Sequence[Episode], worst: int, best: int) -> list[tuple[str, Episode]]:
+    """The lowest scores (of equal ones the lowest return) and, among the others, the highest (then the shortest)."""
+    by_worst = sorted(episodes, key=lambda e: (e.score, e.episode_return, e.seed))
+    low, rest = by_worst[:worst], by_worst[worst:]
+    high = sorted(rest, key=lambda e: (-e.score, e.length, e.seed))[:best]
+    return [*(("worst", e) for e in low), *(("best", e) for e in high)]
+
+
+def _film(
+    env: VecEnv, actor: Actor, chosen: Sequence[tuple[str, Episode]], folder: Path
+) -> tuple[list[Video], list[str]]:
+    """Run the chosen episodes again, rendering every state."""
+    videos, warnings = [], []
+    for start in range(0, len(chosen), env.num_envs):
+        part = chosen[start : start + env.num_envs]
+        wave = [e.seed for _, e in part]
+        paths = [folder / f"{kind}_seed{e.seed}.mp4" for kind, e in part]
+        tally = _Tally(wave, env)
+        with ExitStack() as stack:
+            writers = [stack.enter_context(VideoWriter(p, env.fps)) for p in paths]
+
+            def film(active: Tensor, writers: Sequence[VideoWriter] = writers) -> None:
+                for i in active.nonzero().flatten().tolist():
+                    writers[i].add(env.render(i))
+
+            for step, active in _run(env, actor, wave, film):
+                tally.add(step, active)
+        for (kind, e), path, again in zip(part, paths, tally.episodes(), strict=True):
+            videos.append(Video(path=path, kind=kind, seed=e.seed, score=e.score, success=e.success))
+            if again != e:
+                warnings.append(
+                    f"{path.name} shows a repetition with score {again.score:.3f} after {again.length} steps, "
+                    f"but the evaluated episode had {e.score:.3f} after {e.length}: policy or environment is not "
+                    "a function of the seed alone"
+                )
+    return videos, warnings
+
+
+def _json_number(x: float) -> float | None:
+    return None if math.isnan(x) else x
+
+
+def _span(result: EvalResult) -> str:
+    seeds = [e.seed for e in result.episodes]
+    return f"{len(seeds)} seeds from {min(seeds)} to {max(seeds)}"

@@ -2,9 +2,9 @@
 
 Conventions: all functions are batch-first, ``[..., 4]`` and so on. Quaternions are ``q_wxyz``, Hamilton product, unit
 length; ``q`` and ``-q`` are the same rotation. A matrix ``R_ab`` maps coordinates in frame ``b`` to frame ``a``. The
-6-D form (Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks") is the first two **rows** of
-the matrix, end to end, as in pytorch3d, robomimic and Diffusion Policy; the paper itself takes columns. An axis-angle
-vector is the unit axis times the angle [rad].
+6-D form (Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks") is the first two
+**rows** of the matrix, end to end, as in pytorch3d, robomimic and Diffusion Policy; the paper itself takes columns. An
+axis-angle vector is the unit axis times the angle [rad].
 """
 
 from __future__ import annotations

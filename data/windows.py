@@ -52,8 +52,8 @@ class WindowConfig:
         if self.horizon < needed:
             raise ConfigError(
                 f"horizon={self.horizon} is too short for n_obs={self.n_obs} and n_exec={self.n_exec}: the prediction"
-                f" starts at the first observed step, so {max(0, self.horizon - self.n_obs + 1)} of its actions lie at or"
-                f" after the present, and {self.n_exec} are to be executed. Expected horizon >= n_obs - 1 + n_exec ="
+                f" starts at the first observed step, so {max(0, self.horizon - self.n_obs + 1)} of its actions lie at"
+                f" or after the present, and {self.n_exec} are to be executed. Expected horizon >= n_obs - 1 + n_exec ="
                 f" {needed}."
             )
         if not 0 <= self.pads[0] <= self.n_obs - 1:
@@ -149,7 +149,7 @@ def split_episodes(n_episodes: int, val_fraction: float, seed: int) -> tuple[Int
     """Divide whole episodes into training and validation: two sorted, disjoint index arrays that cover all.
 
     Validation gets ``round(val_fraction * n_episodes)`` episodes, at least one when ``val_fraction > 0`` and at most
-    all but one; of a single episode nothing is held out. Windows of one episode overlap, so splitting windows would leak.
+    all but one; of a single episode nothing is held out. Windows of one episode overlap: to split windows would leak.
 
     Raises:
         ConfigError: ``val_fraction`` outside ``[0, 1)``, or a negative seed.

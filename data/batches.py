@@ -1,0 +1,142 @@
+"""Training batches straight from the flat cache: one index gather a key, no workers, no work per sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visuomotor.data.cache import TrainingCache
+from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.data.windows import WindowTable
+
+__all__ = ["Batch", "BatchSource"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``B`` windows. Low-dimensional arrays are float32, images uint8, both in the units of the store."""
+
+    obs: dict[str, Tensor]  # {key: [B, To, ...]}
+    action: Tensor  # [B, H, Da]
+    is_pad: Tensor  # [B, H] bool, true where the step is a copy from the episode's edge
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``."""
+        obs = {k: v.to(device, non_blocking=True) for k, v in self.obs.items()}
+        return Batch(obs, self.action.to(device, non_blocking=True), self.is_pad.to(device, non_blocking=True))
+
+
+class BatchSource:
+    """An endless stream of batches in which batch ``step`` is a function of ``(seed, step)`` alone.
+
+    The stream of samples is one permutation of all windows after another, a permutation an epoch; batch ``step`` is
+    its next ``batch_size`` samples, so a batch may lie across two epochs and none is dropped. Ranks take adjacent
+    slices of that global batch: the data seen does not depend on how many processes there are.
+
+    Args:
+        cache: the arrays, on any device; batches are born on that device.
+        table: the windows, from :func:`~visuomotor.data.windows.window_table`.
+        obs_keys: arrays read for the first ``n_obs`` steps of a window.
+        action_key: array read for all ``horizon`` steps.
+        n_obs: ``To``.
+        horizon: ``H``.
+        batch_size: global batch, over all ranks.
+        seed: 0 or more.
+        rank: this process.
+        world_size: number of processes; must divide ``batch_size``.
+
+    Raises:
+        ConfigError: a key that the cache does not hold, or numbers that contradict each other.
+    """
+
+    def __init__(
+        self,
+        cache: TrainingCache,
+        table: WindowTable,
+        *,
+        obs_keys: Sequence[str],
+        action_key: str,
+        n_obs: int,
+        horizon: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        for key in (*obs_keys, action_key):
+            if key not in cache.arrays:
+                raise ConfigError(f"{key!r} is not in the training cache. {nearest(key, cache.arrays)}")
+        if batch_size < 1 or world_size < 1 or batch_size % world_size:
+            raise ConfigError(
+                f"batch_size={batch_size} over world_size={world_size} processes: expected a positive multiple"
+            )
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank={rank}: expected 0..{world_size - 1}")
+        if seed < 0:
+            raise ConfigError(f"seed={seed}: expected 0 or more")
+        if not 1 <= n_obs <= horizon:
+            raise ConfigError(f"n_obs={n_obs} and horizon={horizon}: expected 1 <= n_obs <= horizon")
+        self._n_obs, self._batch_size, self._seed = n_obs, batch_size, seed
+        self._local = batch_size // world_size
+        self._first = rank * self._local
+        device = cache.arrays[action_key].device
+        # [T, values] views: index_select copies whole rows, five to ten times as fast as advanced indexing.
+        self._flat = {k: cache.arrays[k].reshape(len(cache.arrays[k]), -1) for k in (*obs_keys, action_key)}
+        self._shape = {k: cache.arrays[k].shape[1:] for k in self._flat}
+        self._obs_keys, self._action_key = tuple(obs_keys), action_key
+        self._start, self._ep_start, self._ep_stop = (
+            torch.from_numpy(a).to(device)[:, None] for a in (table.start, table.ep_start, table.ep_stop)
+        )
+        self._offsets = torch.arange(horizon, device=device)[None]
+        self._order: dict[int, np.ndarray] = {}  # permutations of the epochs in use
+
+    def __len__(self) -> int:
+        """Number of windows ``W``, the samples of an epoch."""
+        return len(self._start)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches until every window was seen once, rounded up."""
+        return math.ceil(len(self) / self._batch_size)
+
+    def batch(self, step: int) -> Batch:
+        """This rank's part of global batch ``step`` (0 or more)."""
+        return self.gather(self.window_indices(step))
+
+    def window_indices(self, step: int) -> np.ndarray:
+        """Windows of this rank's part of global batch ``step``: int64 ``[B]``."""
+        first = step * self._batch_size + self._first
+        position = np.arange(first, first + self._local)
+        epoch = position // len(self)
+        out = np.empty(self._local, np.int64)
+        needed = range(int(epoch[0]), int(epoch[-1]) + 1)
+        self._order = {e: self._order[e] if e in self._order else self._permutation(e) for e in needed}
+        for e in needed:
+            here = epoch == e
+            out[here] = self._order[e][position[here] - e * len(self)]
+        return out
+
+    def gather(self, window_indices: np.ndarray | Tensor) -> Batch:
+        """The batch of the windows ``[B]``, int64."""
+        index = torch.as_tensor(window_indices, device=self._start.device)
+        wanted = self._start[index] + self._offsets  # [B, H]
+        first, stop = self._ep_start[index], self._ep_stop[index]
+        row = torch.minimum(torch.maximum(wanted, first), stop - 1)
+        obs_row = row[:, : self._n_obs]
+        obs = {k: self._select(k, obs_row) for k in self._obs_keys}
+        return Batch(obs, self._select(self._action_key, row), row != wanted)
+
+    def _select(self, key: str, row: Tensor) -> Tensor:
+        values = torch.index_select(self._flat[key], 0, row.reshape(-1))
+        return values.view(*row.shape, *self._shape[key])
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self))

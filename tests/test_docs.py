@@ -1,0 +1,54 @@
+"""What the documents say runs: the code in them, the files that they point to, the targets that they name."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from visuomotor.data.store import DemoStore
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+def test_the_dataset_example_of_the_readme_runs(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with DemoStore.open(tmp_path / "demos.zarr") as store:
+        assert store.episode_ends.tolist() == [40, 95]
+        assert store.fps == 10.0
+        assert store.episode_columns["success"].tolist() == [True, True]
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=30, env=_clean()).stdout
+    assert set(re.findall(r"^  make ([a-z-]+) ", shown, re.MULTILINE)) == set(phony.split()) - {"check-data"}
+
+
+@pytest.mark.parametrize(("arguments", "said"), [([], "make demo DATA="), (["DATA=/no/such.zarr"], "/no/such.zarr")])
+def test_demo_without_data_says_what_to_give(arguments: list[str], said: str) -> None:
+    done = subprocess.run(
+        ["make", "demo", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, env=_clean()
+    )
+    assert done.returncode == 2
+    assert said in done.stdout
+
+
+def _clean() -> dict[str, str]:
+    """The environment without what an outer make hands down."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS")) and k not in ("DATA", "ARGS")}

@@ -135,6 +135,7 @@ class StagedEpisode:
         self.path = folder / f".staging-{uuid.uuid4().hex}"
         self.path.mkdir()
         self.length = 0
+        self.committed = False
         self._files: dict[str, BinaryIO] = {k: (self.path / f"{k}.bin").open("wb", buffering=1 << 16) for k in keys}
         self._checksums = dict.fromkeys(keys, 0)
 
@@ -162,6 +163,7 @@ class StagedEpisode:
             self.path.parent / f"{index:08d}"
         )  # so that discard() finds it if the next line fails
         fsync_directory(self.path.parent)
+        self.committed = True
         return JournalEntry(self.path, index, start, self.length, dict(self._checksums), dict(columns))
 
     def discard(self) -> None:

@@ -28,6 +28,7 @@ class StoreReader:
 
     Attributes:
         path: where the store is.
+        ours: the store carries our attributes; every chunk file of it must be there.
         fps: steps per second [Hz], or None when the store does not say.
         specs: what each usable array is; keys in sorted order.
         unusable: arrays that cannot serve as data, each with the reason (text arrays, scalars).
@@ -42,6 +43,7 @@ class StoreReader:
         self.root, self.path = root, root.path
         self._closed = False
         self.fps, declared = read_attributes(root)
+        self.ours = bool(declared)
         self.specs: dict[str, ArraySpec] = {}
         self.unusable: dict[str, str] = {}
         self._read_specs(declared)
@@ -189,7 +191,7 @@ class StoreReader:
             for file in list_files(self.root, name):
                 if file.size == 0:
                     raise DataError(
-                        f"{self.path}: chunk file {file.name} is empty (0 bytes): its data is lost. Restore it from a copy"
+                        f"{self.path}: chunk file {file.name} has 0 bytes: its data is lost. Restore it from a copy"
                     )
                 digest.update(f"{file.name}\0{file.size}\0{file.stamp}\n".encode())
         for entry in self._journal:

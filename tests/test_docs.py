@@ -33,6 +33,22 @@ def test_the_dataset_example_of_the_readme_runs(tmp_path: Path) -> None:
         assert store.episode_columns["success"].tolist() == [True, True]
 
 
+def test_the_task_example_steps(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "configuration.md").read_text(), re.DOTALL)
+    use = (
+        "from visuomotor.envs.registry import make_env, register_task\n"
+        "register_task('pendulum', PENDULUM.config_class, PENDULUM.factory)\n"
+        "env = make_env(PendulumConfig(), 2)\n"
+        "import torch\n"
+        "assert env.reset(seeds=[0, 1])['state'].shape == (2, 3)\n"
+        "assert env.step(torch.zeros(2, 1)).reward.shape == (2,)\n"
+    )
+    # from a file: a class made in `-c` has no module to be found in
+    (tmp_path / "example.py").write_text(example + use)
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_make_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (phony,) = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)

@@ -47,6 +47,10 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
+def is_data(path: Path) -> bool:
+    return path.is_file() and path.suffix not in (".py", ".pyc", ".pyi")
+
+
 def is_inside(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
@@ -85,8 +89,12 @@ def test_public_names_exist(path: Path) -> None:
 
 def test_package_list_equals_the_folders() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {module_name(p) for p in MODULES if p.name == "__init__.py"}
-    assert set(settings["packages"]) == folders
+    modules = {module_name(p) for p in MODULES if p.name == "__init__.py"}
+    # to setuptools a folder of YAML or assets is a package too: unlisted, it is shipped with a deprecation warning
+    data = {
+        module_name(p.parent / "__init__.py") for layer in LAYERS for p in (ROOT / layer).rglob("*.*") if is_data(p)
+    }
+    assert set(settings["packages"]) == modules | data
     assert settings["package-dir"] == {f"visuomotor.{layer}": layer for layer in LAYERS}
     bare = {str(p.parent.relative_to(ROOT)) for p in MODULES if not (p.parent / "__init__.py").exists()}
     assert not bare, f"folders with modules but without __init__.py are absent from the wheel: {sorted(bare)}"

@@ -86,7 +86,7 @@ class PushT(GymVecEnv):
     def set_state(self, world: int, state: Sequence[float] | torch.Tensor) -> Obs:
         """Start an episode in one world from exactly ``state [5]`` (see ``obs="state"``), everything at rest.
 
-        Returns the observations of all worlds. An agent placed inside the block is pushed out in the first step.
+        Returns the observations of all worlds. A finger placed inside the block pushes it away in the first step.
         """
         options: dict[str, Any] = {"state": [float(x) for x in state]}
         return self.reset_one(world, options)

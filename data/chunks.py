@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from zarr.codecs import BloscCodec
 from zarr.storage import ZipStore
 
 from visuomotor.data.layout import Root
@@ -81,15 +82,47 @@ def chunks_between(array: zarr.Array, name: str, start: int, stop: int) -> Itera
         yield f"{name}/{array.metadata.encode_chunk_key(index)}", region
 
 
-def find_damage(array: zarr.Array, name: str, start: int, stop: int) -> Iterator[tuple[str, Region, Exception]]:
-    """Chunk files with rows ``[start, stop)`` that cannot be decoded, each with its region and the reason."""
+def lost_chunks(
+    root: Root, array: zarr.Array, name: str, start: int, stop: int, *, complete: bool
+) -> Iterator[tuple[str, Region, str]]:
+    """Damaged chunk files with rows ``[start, stop)`` that no decoder would notice, with their region and the reason.
+
+    A missing or empty shard decodes as fill values, and numcodecs reads beyond the end of a small Blosc chunk that was
+    cut short; the Blosc header tells its size (bytes 12 to 15, little endian). A zip archive has its own checksums.
+    ``complete``: the writer stores every chunk, so a missing one is lost.
+    """
+    if isinstance(root.files, ZipStore):
+        return
+    codecs = () if array.shards else array.compressors
+    blosc = bool(codecs) and (isinstance(codecs[-1], BloscCodec) or getattr(codecs[-1], "codec_id", None) == "blosc")
     for path, region in chunks_between(array, name, start, stop):
+        try:
+            with (root.path / path).open("rb") as f:
+                header, size = f.read(16), os.fstat(f.fileno()).st_size
+        except FileNotFoundError:
+            if complete:
+                yield path, region, "the file is missing"
+            continue
+        expected = int.from_bytes(header[12:16], "little") if blosc and size >= 16 else size
+        if size == 0 or size < expected:
+            yield path, region, f"{size} of {expected} bytes" if size else "0 bytes"
+
+
+def find_damage(
+    root: Root, array: zarr.Array, name: str, start: int, stop: int, *, complete: bool
+) -> Iterator[tuple[str, Region, str]]:
+    """Chunk files with rows ``[start, stop)`` that cannot be decoded, each with its region and the reason."""
+    lost = {path: reason for path, _, reason in lost_chunks(root, array, name, start, stop, complete=complete)}
+    for path, region in chunks_between(array, name, start, stop):
+        if path in lost:
+            yield path, region, lost[path]
+            continue
         try:
             array[region]
         except MemoryError:
             raise
         except Exception as error:  # every decompressor raises a type of its own
-            yield path, region, error
+            yield path, region, str(error)
 
 
 def episodes_at(ends: np.ndarray, start: int, stop: int) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from pathlib import Path
+
 import numpy as np
 import zarr
 
@@ -38,9 +42,18 @@ def compact(store: StoreReader) -> np.ndarray:
     files.flush_directories()
     _write_ends(store.ends_array, ends, first)
     files.flush_directories()
-    if (store.path / ".zmetadata").exists():
-        zarr.consolidate_metadata(files)
+    _consolidate_again(store.path, files)
     return ends
+
+
+def _consolidate_again(path: Path, files: DurableStore) -> None:
+    """Refresh the copy of all metadata that other programs may keep in the root: they would see the old shapes."""
+    root = path / "zarr.json"
+    inline = root.exists() and json.loads(root.read_text()).get("consolidated_metadata") is not None
+    if inline or (path / ".zmetadata").exists():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the journal folder is no Zarr node
+            zarr.consolidate_metadata(files)
 
 
 def _write_rows(store: StoreReader, key: str, array: zarr.Array) -> None:

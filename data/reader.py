@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from visuomotor.data.chunks import chunk_rows, episodes_at, find_damage, list_files
+from visuomotor.data.chunks import Region, chunk_rows, episodes_at, find_damage, list_files, lost_chunks
 from visuomotor.data.errors import DataError, nearest
 from visuomotor.data.journal import JournalEntry, read_journal
 from visuomotor.data.layout import ENDS, Root, infer_spec, open_array, open_root, read_attributes
@@ -225,19 +225,22 @@ class StoreReader:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _read_array(self, key: str, start: int, stop: int) -> np.ndarray:
-        array = self.arrays[key]
+        array, name = self.arrays[key], f"data/{key}"
+        for path, region, reason in lost_chunks(self.root, array, name, start, stop, complete=self.ours):
+            raise self._damage(key, path, region, reason)
         try:
             rows = np.asarray(array[start:stop])
         except MemoryError:
             raise
         except Exception as error:  # every decompressor raises a type of its own
-            for path, region, reason in find_damage(array, f"data/{key}", start, stop):
-                hit = episodes_at(self.episode_ends, region[0].start, region[0].stop)
-                raise DataError(
-                    f"{self.path}: array {key!r}: chunk file {path} is damaged ({reason}); it holds {hit}"
-                ) from None
+            for path, region, reason in find_damage(self.root, array, name, start, stop, complete=self.ours):
+                raise self._damage(key, path, region, reason) from None
             raise DataError(f"{self.path}: array {key!r}: steps {start} to {stop} cannot be read: {error}") from None
         return rows.astype(self.specs[key].dtype, copy=False)
+
+    def _damage(self, key: str, path: str, region: Region, reason: str) -> DataError:
+        hit = episodes_at(self.episode_ends, region[0].start, region[0].stop)
+        return DataError(f"{self.path}: array {key!r}: chunk file {path} is damaged ({reason}); it holds {hit}")
 
     def read_journal(self, key: str, start: int, stop: int) -> np.ndarray:
         """Rows ``[start, stop)``, all of which lie in the journal."""

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visuomotor.data.chunks import array_files, chunk_rows, chunks_between, episodes_at, find_damage
+from visuomotor.data.chunks import (
+    Region,
+    array_files,
+    chunk_rows,
+    chunks_between,
+    episodes_at,
+    find_damage,
+    lost_chunks,
+)
 from visuomotor.data.errors import DataError
 from visuomotor.data.rows import component, first_nonfinite
 from visuomotor.data.store import DemoStore
@@ -57,10 +65,9 @@ def validate(store: DemoStore, *, values: bool = True) -> list[Finding]:
     """
     findings = [*_structure(store)]
     for key in store.keys:
-        damaged = [*_chunk_files(store, key)]
-        findings += damaged
-        if values:
-            findings += _values(store, key)
+        if not store.ours:  # zarr writers leave out chunks that equal the fill value; we never do
+            findings += _missing_chunks(store, key)
+        findings += _values(store, key) if values else _short_chunks(store, key)
     if values:
         findings += _journal(store)
         for key, spec in store.specs.items():
@@ -93,22 +100,29 @@ def _structure(store: DemoStore) -> Iterator[Finding]:
             )
 
 
-def _chunk_files(store: DemoStore, key: str) -> Iterator[Finding]:
+def _missing_chunks(store: DemoStore, key: str) -> Iterator[Finding]:
     name, array = f"data/{key}", store.arrays[key]
     files, ends = array_files(store.root, name), store.episode_ends
     for path, region in chunks_between(array, name, 0, store.n_array_steps):
         hit = episodes_at(ends, region[0].start, region[0].stop)
         first = int(np.searchsorted(ends, region[0].start, side="right"))
         if path not in files:
-            # zarr writers leave out chunks that equal the fill value; ours never do
-            severity = "error" if store.ours else "warning"
-            told = "it is lost" if store.ours else f"it reads as {array.fill_value}, or it is lost"
-            message = f"chunk file {path} is missing ({told}); it holds {hit}"
-            yield Finding(severity=severity, array=key, episode=first, message=message)
-        elif files[path].size == 0:
-            yield Finding(
-                severity="error", array=key, episode=first, message=f"chunk file {path} has 0 bytes; it holds {hit}"
-            )
+            message = f"chunk file {path} is missing: it reads as {array.fill_value}, or it is lost; it holds {hit}"
+            yield Finding(severity="warning", array=key, episode=first, message=message)
+
+
+def _short_chunks(store: DemoStore, key: str) -> Iterator[Finding]:
+    for path, region, reason in lost_chunks(
+        store.root, store.arrays[key], f"data/{key}", 0, store.n_array_steps, complete=store.ours
+    ):
+        yield _damage(store, key, path, region, reason)
+
+
+def _damage(store: DemoStore, key: str, path: str, region: Region, reason: str) -> Finding:
+    hit = episodes_at(store.episode_ends, region[0].start, region[0].stop)
+    first = int(np.searchsorted(store.episode_ends, region[0].start, side="right"))
+    message = f"chunk file {path} is damaged ({reason}); it holds {hit}"
+    return Finding(severity="error", array=key, episode=first, message=message)
 
 
 def _values(store: DemoStore, key: str) -> Iterator[Finding]:
@@ -120,11 +134,9 @@ def _values(store: DemoStore, key: str) -> Iterator[Finding]:
         try:
             rows = store.read(key, start, stop)
         except DataError:
-            for path, region, reason in find_damage(array, f"data/{key}", start, min(stop, store.n_array_steps)):
-                hit = episodes_at(ends, region[0].start, region[0].stop)
-                first = int(np.searchsorted(ends, region[0].start, side="right"))
-                message = f"chunk file {path} is damaged ({reason}); it holds {hit}"
-                yield Finding(severity="error", array=key, episode=first, message=message)
+            last = min(stop, store.n_array_steps)
+            for path, region, reason in find_damage(store.root, array, f"data/{key}", start, last, complete=store.ours):
+                yield _damage(store, key, path, region, reason)
             continue
         if first_nonfinite(rows) is None:
             continue

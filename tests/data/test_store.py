@@ -1,0 +1,438 @@
+"""Round trips of the store: create, append, reopen; Zarr 2 and 3, folder and zip; and every input it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from visuomotor.data.errors import DataError
+from visuomotor.data.journal import JournalEntry
+from visuomotor.data.spec import ArraySpec
+from visuomotor.data.store import DemoStore
+
+PUSHT = Path(__file__).parents[2].parent / "shared" / "data" / "pusht" / "pusht_cchi_v7_replay.zarr"
+SPECS = {"state": ArraySpec(shape=(2,), role="observation"), "action": ArraySpec(shape=(1,), role="action")}
+
+
+def episode(length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {key: rng.normal(size=(length, *spec.shape)).astype(spec.dtype) for key, spec in SPECS.items()}
+
+
+def zipped(folder: Path) -> Path:
+    target = folder.with_suffix(".zarr.zip")
+    with zipfile.ZipFile(target, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder))
+    return target
+
+
+def foreign(path: Path, zarr_format: int = 2, ends: list[int] | None = None, rows: int = 6) -> Path:
+    """A store as Diffusion Policy writes it: Zarr 2, no attributes, fill value 0."""
+    group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+    for key, width in (("action", 2), ("state", 3)):
+        group.create_array(f"data/{key}", data=np.arange(rows * width, dtype=np.float32).reshape(rows, width))
+    group.create_array("meta/episode_ends", data=np.array([2, 6] if ends is None else ends, dtype=np.int64))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ round trips
+
+
+def test_what_is_written_is_read_back_with_its_meaning(demo_store: Path) -> None:
+    with DemoStore.open(demo_store) as store:
+        assert store.keys == ("action", "img", "state")
+        assert store.fps == 10.0
+        assert store.episode_ends.dtype == np.int64
+        assert store.episode_ends.tolist() == [5, 6, 14]
+        assert (store.n_episodes, store.n_steps) == (3, 14)
+        assert store.specs["state"] == ArraySpec(shape=(3,), role="observation", unit="m", names=("x", "y", "z"))
+        assert store.episode_columns["task"].tolist() == ["task 0", "task 1", "task 2"]
+        assert store.episode_columns["success"].tolist() == [True, False, True]
+        assert store.episode_slice(-1) == slice(6, 14)
+        last = store.episode(2)
+        assert last["state"][:, 1].tolist() == [6, 7, 8, 9, 10, 11, 12, 13]
+        assert last["action"].dtype == np.float32
+        assert last["img"].shape == (8, 16, 16, 3)
+        assert not (demo_store / "journal").exists(), "close() leaves nothing but the Zarr"
+
+
+def test_an_episode_is_on_disk_when_append_returns_and_readers_see_it_before_the_writer_closes(tmp_path: Path) -> None:
+    with DemoStore.create(tmp_path / "a.zarr", SPECS) as writer:
+        writer.append_episode(episode(3))
+        with DemoStore.open(tmp_path / "a.zarr") as reader:
+            assert reader.episode_ends.tolist() == [3]
+            assert len(reader.journal) == 1
+            writer.append_episode(episode(4, seed=1))
+            assert reader.n_episodes == 1, "a reader keeps the view that it opened"
+            writer.compact()
+            assert np.array_equal(reader.read("state", 0, 3), episode(3)["state"]), "also when the journal is gone"
+            assert reader.n_episodes == 1
+        with DemoStore.open(tmp_path / "a.zarr") as reader:
+            assert reader.episode_ends.tolist() == [3, 7]
+            assert len(reader.journal) == 0
+
+
+def test_a_range_across_arrays_and_journal_is_one_array(tmp_path: Path) -> None:
+    with DemoStore.create(tmp_path / "a.zarr", SPECS) as store:
+        store.append_episode(episode(3))
+        store.compact()
+        store.append_episode(episode(4, seed=1))
+        both = np.concatenate([episode(3)["state"], episode(4, seed=1)["state"]])
+        assert np.array_equal(store.read("state", 1, 6), both[1:6])
+        assert store.read("state", 7, 7).shape == (0, 2)
+        assert np.array_equal(np.concatenate([rows for _, rows in store.iter_blocks("state", 1)]), both)
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=6), journal_bytes=st.sampled_from([0, 600, 1 << 30]))
+def test_any_episode_lengths_survive_compaction_and_reopening(lengths: list[int], journal_bytes: int) -> None:
+    specs = {
+        **SPECS,
+        "cloud": ArraySpec(shape=(700, 3), dtype="float32"),
+    }  # 8400 bytes a step: sharded, 64 rows a chunk
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.zarr"
+        with DemoStore.create(path, specs, journal_bytes=journal_bytes) as store:
+            for i, n in enumerate(lengths):
+                cloud = np.broadcast_to(np.float32(i), (n, 700, 3))
+                store.append_episode({**episode(n, seed=i), "cloud": cloud})
+        with DemoStore.open(path) as store:
+            assert store.episode_ends.tolist() == np.cumsum(lengths).tolist()
+            for i, n in enumerate(lengths):
+                read = store.episode(i)
+                assert np.array_equal(read["state"], episode(n, seed=i)["state"])
+                assert read["cloud"].shape == (n, 700, 3)
+                assert (read["cloud"] == i).all()
+
+
+def test_zip_of_a_folder_reads_the_same_and_refuses_append(demo_store: Path) -> None:
+    archive = zipped(demo_store)
+    with DemoStore.open(archive) as z, DemoStore.open(demo_store) as d:
+        assert z.specs == d.specs
+        for key in d.keys:
+            assert np.array_equal(z.read(key, 0, 14), d.read(key, 0, 14))
+        assert z.fingerprint(["img"]) == z.fingerprint(["img"])
+    with pytest.raises(DataError, match=r"zip archive, which cannot be appended to safely: unpack it"):
+        DemoStore.open(archive, "a")
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_store_without_our_attributes_is_inferred_and_can_be_appended_to(tmp_path: Path, zarr_format: int) -> None:
+    path = foreign(tmp_path / "f.zarr", zarr_format)
+    zarr.consolidate_metadata(path)
+    with DemoStore.open(path, "a") as store:
+        assert store.fps is None
+        assert store.specs["action"] == ArraySpec(shape=(2,), role="action")
+        assert store.specs["state"] == ArraySpec(shape=(3,), role="observation")
+        store.append_episode({"action": np.ones((4, 2)), "state": np.zeros((4, 3))})
+    with DemoStore.open(path) as store:
+        assert store.episode_ends.tolist() == [2, 6, 10]
+        assert store.read("action", 5, 8).tolist() == [[10, 11], [1, 1], [1, 1]]
+    group = zarr.open_group(path, mode="r")  # as other programs open it: by consolidated metadata where there is any
+    assert group["data/action"].shape == (10, 2)
+
+
+def test_real_push_t_store_opens_unchanged() -> None:
+    if not PUSHT.exists():
+        pytest.skip(f"the recorded Push-T data is not at {PUSHT}")
+    with DemoStore.open(PUSHT) as store:
+        assert (store.n_episodes, store.n_steps) == (206, 25650)
+        assert {"action", "img", "state"} <= set(store.keys)
+        assert store.specs["img"].shape == (96, 96, 3)
+        first = store.episode_slice(0)
+        assert np.array_equal(store.read("state", first.start, 2), zarr.open_group(PUSHT, mode="r")["data/state"][:2])
+        start, block = next(store.iter_blocks("img", 1))
+        assert (start, block.shape) == (0, (161, 96, 96, 3)), "one chunk file, decoded once"
+        assert len(store.fingerprint(["img", "action"])) == 64
+
+
+def test_blocks_are_whole_chunks_and_cover_all(demo_store: Path) -> None:
+    with DemoStore.open(demo_store) as store:
+        blocks = list(store.iter_blocks("state"))
+        assert [start for start, _ in blocks] == [0]
+        assert blocks[0][1].shape == (14, 3)
+
+
+def test_fingerprint_follows_content_and_keys(demo_store: Path) -> None:
+    with DemoStore.open(demo_store) as store:
+        state, both = store.fingerprint(["state"]), store.fingerprint(["state", "img"])
+        assert state == store.fingerprint(["state", "state"])
+        assert state != both
+    (demo_store / "data" / "img" / "c.0.0.0.0").touch()
+    with DemoStore.open(demo_store) as store:
+        assert store.fingerprint(["state"]) == state
+        assert store.fingerprint(["state", "img"]) != both
+    (demo_store / "data" / "img" / "c.0.0.0.0").write_bytes(b"")
+    with DemoStore.open(demo_store) as store, pytest.raises(DataError, match=r"data/img/c\.0\.0\.0\.0 has 0 bytes"):
+        store.fingerprint(["img"])
+
+
+def test_images_are_sharded_and_low_dim_arrays_are_not(tmp_path: Path) -> None:
+    specs = {
+        "small": ArraySpec(shape=(96, 96, 3), dtype="uint8"),
+        "big": ArraySpec(shape=(480, 640, 3), dtype="uint8"),
+        "q": ArraySpec(shape=(7,)),
+    }
+    with DemoStore.create(tmp_path / "a.zarr", specs) as store:
+        assert (store.arrays["small"].chunks[0], store.arrays["small"].shards[0]) == (64, 256)
+        assert (store.arrays["big"].chunks[0], store.arrays["big"].shards[0]) == (16, 64)  # 59 MB: bounded by bytes
+        assert (store.arrays["q"].chunks, store.arrays["q"].shards) == ((16384, 7), None)
+
+
+def test_data_imports_without_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from visuomotor.data import *; DemoStore, EpisodeRecorder"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ------------------------------------------------------------------------------------------------ writers
+
+
+def test_a_second_writer_is_refused_by_name_and_admitted_after_close(demo_store: Path) -> None:
+    first = DemoStore.open(demo_store, "a")
+    with pytest.raises(DataError, match=r"written by another writer \(process \d+\).*one writer at a time"):
+        DemoStore.open(demo_store, "a")
+    DemoStore.open(demo_store, "r").close()
+    first.close()
+    first.close()
+    DemoStore.open(demo_store, "a").close()
+    assert not (demo_store / "journal").exists()
+
+
+def test_reading_mode_refuses_append_and_a_closed_store_refuses_all(demo_store: Path) -> None:
+    store = DemoStore.open(demo_store)
+    with pytest.raises(DataError, match=r"opened for reading.*mode 'a'"):
+        store.append_episode({})
+    store.close()
+    with pytest.raises(DataError, match="was closed"):
+        store.read("state", 0, 1)
+    with pytest.raises(DataError, match=r"unknown mode 'w'"):
+        DemoStore.open(demo_store, "w")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": np.zeros((4, 3))}, r"'state' has shape \[4, 3\]: expected \[L, 2\]"),
+        ({"state": np.zeros((4, 2), complex)}, r"'state' has type complex128: expected float32"),
+        ({"state": np.zeros((0, 2)), "action": np.zeros((0, 1))}, r"has 0 steps"),
+        ({"action": np.zeros((3, 1))}, r"different length in one episode: action 3, state 4|state 4, action 3"),
+        ({"state": np.array([[0, 0], [0, np.nan], [0, 0], [0, 0]])}, r"'state' is nan at row 1, component 1"),
+        ({"state": np.full((4, 2), 1e300)}, r"'state' is inf at row 0, component 0"),
+        ({"stat": np.zeros((4, 2))}, r"unknown array 'stat'. Did you mean 'state'"),
+        ({"state": None}, r"missing array 'state': got action"),
+    ],
+)
+def test_a_wrong_episode_is_refused_and_leaves_no_trace(tmp_path: Path, change: dict, message: str) -> None:
+    with DemoStore.create(tmp_path / "a.zarr", SPECS) as store:
+        data = {"state": np.zeros((4, 2)), "action": np.zeros((4, 1)), **change}
+        with pytest.raises(DataError, match=message):
+            store.append_episode({k: v for k, v in data.items() if v is not None})
+        assert store.n_episodes == 0
+        assert [p.name for p in store.journal_path.iterdir()] == [".lock"]
+
+
+def test_integers_out_of_range_and_columns_of_the_wrong_type_are_refused(tmp_path: Path) -> None:
+    specs = {"img": ArraySpec(shape=(), dtype="uint8")}
+    with DemoStore.create(tmp_path / "a.zarr", specs, episode_columns={"ok": "bool", "task": "str"}) as store:
+        with pytest.raises(DataError, match=r"'img' holds values from 0 to 256: uint8 ends at 0 and 255"):
+            store.append_episode({"img": np.array([0, 256], np.uint16)}, {"ok": True, "task": ""})
+        with pytest.raises(DataError, match=r"missing episode column 'task': got ok"):
+            store.append_episode({"img": np.zeros(2, np.uint8)}, {"ok": True})
+        with pytest.raises(DataError, match=r"unknown episode column 'tasks'. Did you mean 'task'"):
+            store.append_episode({"img": np.zeros(2, np.uint8)}, {"ok": True, "tasks": ""})
+        with pytest.raises(DataError, match=r"episode column 'ok' is 1 \(int\): expected a finite bool"):
+            store.append_episode({"img": np.zeros(2, np.uint8)}, {"ok": 1, "task": ""})
+
+
+def test_create_refuses_what_it_cannot_store_and_never_replaces_what_is_no_store(
+    demo_store: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"exists already: open it with mode 'a'"):
+        DemoStore.create(demo_store, SPECS)
+    with DemoStore.create(demo_store, SPECS, overwrite=True) as store:
+        assert (store.n_episodes, store.keys) == (0, ("action", "state"))
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter1.tex").write_text("...")
+    with pytest.raises(DataError, match="not a Zarr"):
+        DemoStore.create(precious, SPECS, overwrite=True)
+    assert (precious / "chapter1.tex").exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"demo.zarr", "thesis"}, "no temporary folder is left"
+    for specs, columns, fps, message in (
+        ({}, {}, None, "at least one array"),
+        ({"a/b": SPECS["state"]}, {}, None, "'a/b' is no name"),
+        ({"a": ArraySpec(shape=(0,))}, {}, None, "no size of 0"),
+        (SPECS, {"task": "text"}, None, "'task' of type 'text'.*str, bool"),
+        (SPECS, {}, -1.0, "fps is -1.0: expected a positive number"),
+    ):
+        with pytest.raises(DataError, match=message):
+            DemoStore.create(tmp_path / "b.zarr", specs, episode_columns=columns, fps=fps)
+    with pytest.raises(DataError, match="created as a folder"):
+        DemoStore.create(tmp_path / "b.zarr.zip", SPECS)
+
+
+# ------------------------------------------------------------------------------------------------ bad stores
+
+
+def test_paths_that_are_no_store_say_what_is_there(demo_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing is there.*Did you mean 'demo.zarr'"):
+        DemoStore.open(tmp_path / "demos.zarr")
+    text = tmp_path / "notes.txt"
+    text.write_text("hello")
+    with pytest.raises(DataError, match=r"notes.txt is a file of 5 bytes, but no zip archive. Expected a Zarr group"):
+        DemoStore.open(text)
+    with pytest.raises(
+        DataError, match=r"is a folder but not a Zarr.*Did you mean .*demo.zarr.*It has: demo.zarr, notes.txt"
+    ):
+        DemoStore.open(tmp_path)
+    with pytest.raises(DataError, match=r"single Zarr array, not a group"):
+        DemoStore.open(demo_store / "data" / "img")
+    with pytest.raises(DataError, match=r"without meta/episode_ends.*It has: action, img, state"):
+        DemoStore.open(demo_store / "data")
+    inner = tmp_path / "nested.zip"
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("pusht/replay.zarr/.zgroup", "{}")
+    with pytest.raises(DataError, match=r"not a zipped Zarr. A Zarr lies inside, in pusht/replay.zarr/: unpack"):
+        DemoStore.open(inner)
+    shutil.rmtree(demo_store / "data" / "img")
+    with pytest.raises(DataError, match=r"declares data/img, which is missing. It has: action, state"):
+        DemoStore.open(demo_store)
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ([2, 5, 4, 6], r"not increasing: 4 at index 2 follows 5 at index 1"),
+        ([0, 6], r"not increasing: 0 at index 0 follows 0, the start"),
+        ([-3, 6], r"not increasing: -3 at index 0"),
+        ([2, 9], r"ends at step 9, but the arrays have 6 rows: 3 too many"),
+    ],
+)
+def test_wrong_episode_ends_are_refused_with_index_and_values(tmp_path: Path, ends: list[int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        DemoStore.open(foreign(tmp_path / "f.zarr", ends=ends))
+
+
+def test_trailing_fill_values_are_episodes_that_were_never_finished(tmp_path: Path) -> None:
+    with DemoStore.open(foreign(tmp_path / "f.zarr", ends=[2, 6, 0, 0])) as store:
+        assert store.episode_ends.tolist() == [2, 6]
+    with DemoStore.open(foreign(tmp_path / "g.zarr", ends=[0, 0])) as store:
+        assert store.n_episodes == 0
+
+
+def test_arrays_of_different_length_are_all_named(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "f.zarr")
+    zarr.open_group(path, mode="r+")["data/state"].resize((4, 3))
+    with pytest.raises(DataError, match=r"different length: action 6, state 4 rows; meta/episode_ends needs 6 in each"):
+        DemoStore.open(path)
+
+
+def test_wrong_types_and_ranks(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "f.zarr", zarr_format=3)
+    group = zarr.open_group(path, mode="r+")
+    group.create_array("data/text", shape=(6,), dtype=str)
+    group.create_array("data/constant", shape=(), dtype="f4")
+    with DemoStore.open(path) as store:
+        assert store.keys == ("action", "state")
+        with pytest.raises(DataError, match=r"data/text has type StringDType\(\): expected numbers or booleans"):
+            store.require(["text"])
+        with pytest.raises(DataError, match=r"data/constant has rank 0: expected \[T, ...\]"):
+            store.require(["constant"])
+    with pytest.raises(DataError, match="cannot be appended to: data/constant has rank 0"):
+        DemoStore.open(path, "a")
+    del group["meta/episode_ends"]
+    group.create_array("meta/episode_ends", data=np.ones((2, 2)))
+    with pytest.raises(DataError, match=r"float64 of rank 2: expected whole numbers of rank 1"):
+        DemoStore.open(path)
+
+
+def test_missing_key_and_range_and_episode_name_what_exists(demo_store: Path) -> None:
+    with DemoStore.open(demo_store) as store:
+        store.require(["state", "img"])
+        with pytest.raises(DataError, match=r"no array 'sate'. Did you mean 'state'\? It has: action, img, state"):
+            store.require(["sate"])
+        with pytest.raises(DataError, match=r"steps 3 to 15 of 'state': expected a range within 0 to 14"):
+            store.read("state", 3, 15)
+        with pytest.raises(DataError, match=r"no episode 3: it has 3 \(0 to 2\)"):
+            store.episode(3)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"format_version": 2}, r"store format 2; this version of visuomotor reads up to 1: upgrade"),
+        ({"format_version": "new"}, r"store format 'new': expected a whole number"),
+        ({"format_version": 1}, r"damaged attributes 'visuomotor': KeyError"),
+        ([], r"damaged attributes"),
+    ],
+)
+def test_attributes_of_another_format_or_damaged_are_refused(demo_store: Path, value: object, message: str) -> None:
+    meta = json.loads((demo_store / "zarr.json").read_text())
+    meta["attributes"]["visuomotor"] = value
+    (demo_store / "zarr.json").write_text(json.dumps(meta))
+    with pytest.raises(DataError, match=message):
+        DemoStore.open(demo_store)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_chunk_is_named_with_its_episodes_and_the_rest_is_readable(tmp_path: Path, damage: str) -> None:
+    path = foreign(tmp_path / "f.zarr", rows=6)
+    group = zarr.open_group(path, mode="r+")
+    del group["data/state"]
+    group.create_array("data/state", data=np.ones((6, 3), np.float32), chunks=(2, 3))
+    file = path / "data" / "state" / "1.0"
+    content = bytearray(file.read_bytes())
+    file.write_bytes(bytes(content[: len(content) // 2]) if damage == "cut" else bytes(b ^ 255 for b in content))
+    with DemoStore.open(path) as store:
+        assert store.read("state", 0, 2).tolist() == [[1, 1, 1]] * 2
+        with pytest.raises(
+            DataError, match=r"array 'state': chunk file data/state/1\.0 is damaged .*it holds episode 1"
+        ):
+            store.read("state", 0, 6)
+        with pytest.raises(DataError, match=r"data/state/1\.0"):
+            list(store.iter_blocks("state"))
+
+
+def test_one_flipped_bit_in_our_own_store_is_noticed(demo_store: Path) -> None:
+    file = demo_store / "data" / "state" / "c.0.0"
+    content = bytearray(file.read_bytes())
+    content[-10] ^= 1
+    file.write_bytes(bytes(content))
+    with (
+        DemoStore.open(demo_store) as store,
+        pytest.raises(DataError, match=r"data/state/c\.0\.0 is damaged .*episodes 0 to 2"),
+    ):
+        store.read("state", 0, 1)
+
+
+def test_a_damaged_journal_is_refused_by_name_and_the_older_episodes_stay(tmp_path: Path) -> None:
+    store = DemoStore.create(tmp_path / "a.zarr", SPECS)
+    store.append_episode(episode(3))
+    store.compact()
+    store.append_episode(episode(4))
+    entry: JournalEntry = store.journal[0]
+    rows = entry.path / "state.bin"
+    rows.write_bytes(bytes(len(rows.read_bytes())))
+    with pytest.raises(
+        DataError, match=r"episode 1 is damaged on disk: 'state' in .*another checksum.*Remove the folder"
+    ):
+        store.close()
+    rows.write_bytes(b"123")
+    with pytest.raises(DataError, match=r"state.bin has 3 bytes, expected 32 for 4 steps"):
+        DemoStore.open(tmp_path / "a.zarr")
+    shutil.rmtree(entry.path)
+    with DemoStore.open(tmp_path / "a.zarr", "a") as store:
+        assert store.episode_ends.tolist() == [3]

@@ -3,7 +3,9 @@ SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+# the first that runs and is new enough: a shim of a version manager may exist and not run
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 DATA ?=
 ARGS ?=
@@ -39,8 +41,8 @@ check-data:
 
 # pip itself is the target, so a half-made environment (no ensurepip) is made again.
 $(BIN)/pip:
-	@[ -n "$(PYTHON)" ] || { echo "no Python found: install Python 3.11 or give PYTHON=<interpreter>"; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python >= 3.11 is needed; give PYTHON=<interpreter>"; exit 2; }
+	@[ -n "$(PYTHON)" ] || { echo "no Python >= 3.11 found: install Python 3.11, or give PYTHON=<interpreter>"; exit 2; }
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "$(PYTHON) is too old: Python >= 3.11 is needed; give PYTHON=<interpreter>"; exit 2; }
 	@echo "creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV)
 

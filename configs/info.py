@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
 from typing import Any
+
+from visuomotor.data.errors import ConfigError
 
 __all__ = ["format_info", "info", "main"]
 
@@ -123,6 +126,16 @@ def format_info(found: dict[str, Any]) -> str:
     return "\n".join(lines + [f"warning: {sentence}" for sentence in found["warnings"]])
 
 
-def main() -> None:
-    """Print :func:`info`."""
+def main(words: Sequence[str]) -> int:
+    """``visuomotor info``: print :func:`info`; returns the exit status.
+
+    Raises:
+        ConfigError: the command takes no settings.
+    """
+    if any(w in ("-h", "--help", "help") for w in words):
+        print("visuomotor info: versions, devices, and extras present or missing. It takes no settings.")
+        return 0
+    if words:
+        raise ConfigError(f"visuomotor info takes no settings, got {words[0]!r}")
     print(format_info(info()))
+    return 0

@@ -11,6 +11,7 @@ import torch
 
 from visuomotor.configs import info as info_module
 from visuomotor.configs.info import format_info, info, main
+from visuomotor.data.errors import ConfigError
 
 
 def test_versions_and_devices_are_those_of_this_process() -> None:
@@ -71,6 +72,13 @@ def test_two_opencvs_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_text_has_the_three_parts(capsys: pytest.CaptureFixture[str]) -> None:
-    main()
+    assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if not line.startswith((" ", "warning"))] == ["versions", "devices", "extras"]
+
+
+def test_help_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "versions" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="takes no settings, got 'gpu=1'"):
+        main(["gpu=1"])

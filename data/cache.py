@@ -59,7 +59,8 @@ class CacheConfig:
     Attributes:
         mode: ``device``: memory of the training device; ``ram``; ``mmap``: a file mapped into memory; ``auto``: the
             first of these whose budget the arrays fit (``mmap`` needs none).
-        ram_budget_gb: RAM that the arrays of this process may take [1e9 bytes]; None is half of what is free at start.
+        ram_budget_gb: RAM that the arrays of this process may take [1e9 bytes]; None is half of what is free at start,
+            divided among the processes that torchrun has started on this machine.
         device_budget_gb: likewise on the device.
         dir: cache directory; None is ``$VISUOMOTOR_CACHE``, else ``~/.cache/visuomotor``.
 
@@ -168,7 +169,9 @@ def _place(nbytes: int, config: CacheConfig, device: torch.device) -> tuple[str,
 
 
 def _ram_budget(config: CacheConfig) -> float:
-    return _free_ram() / 2 if config.ram_budget_gb is None else config.ram_budget_gb * _GB
+    if config.ram_budget_gb is not None:
+        return config.ram_budget_gb * _GB
+    return _free_ram() / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes on this machine
 
 
 def _device_budget(config: CacheConfig, device: torch.device) -> float:
@@ -178,15 +181,21 @@ def _device_budget(config: CacheConfig, device: torch.device) -> float:
 
 
 def _free_ram() -> float:
-    """Bytes that this process can still take: free memory of the machine, and of its control group if that is less."""
-    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = float(meminfo["MemAvailable"].split()[0]) * 1024
+    """Bytes that can still be taken: free memory of the machine, and of its control group if that is less."""
+    meminfo = _table(Path("/proc/meminfo").read_text().replace(":", " "))
+    free = meminfo["MemAvailable"] * 1024
     group = Path("/sys/fs/cgroup")
     try:
-        limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text()
+        limit = (group / "memory.max").read_text().strip()
+        used = float((group / "memory.current").read_text())
+        cached = _table((group / "memory.stat").read_text()).get("inactive_file", 0.0)  # given back on demand
     except OSError:
         return free
-    return free if limit == "max" else min(free, float(limit) - float(used))
+    return free if limit == "max" else min(free, float(limit) - used + cached)
+
+
+def _table(text: str) -> dict[str, float]:
+    return {line.split()[0]: float(line.split()[1]) for line in text.splitlines()}
 
 
 def _ensure(store: DemoStore, plan: ArrayPlan, root: Path, progress: Progress | None) -> Path:

@@ -78,24 +78,34 @@ def read_blocks(store: DemoStore, plan: ArrayPlan) -> Iterator[tuple[int, NDArra
         if plan.kind == "image":
             yield start, np.ascontiguousarray(block)
             continue
-        with np.errstate(over="ignore"):  # what overflows float32 is reported as infinite below
+        with np.errstate(over="ignore"):  # what overflows float32 is reported as infinite
             values = np.ascontiguousarray(block, np.float32)
-        _refuse(store, plan, start, values, ~np.isfinite(values), "expected a finite float32")
-        if plan.kind == "number":
-            yield start, values
-            continue
-        wrong = (values < 0) | (values * gain > 255)
+        flat, good = (values, _is_finite(values)) if plan.kind == "number" else _to_uint8(values, gain)
+        if not good:
+            _refuse(store, plan, start, values, ~np.isfinite(values), "expected a finite float32")
+            wrong = (values < 0) | (values * gain > 255) | ((gain == 1) & (values != np.rint(values)))
+            convention = "whole numbers 0..255" if gain == 1 else "0..1"
+            _refuse(store, plan, start, values, wrong, f"expected pixels in {convention}, as in the rows before")
+        yield start, flat
+
+
+def _is_finite(values: NDArray[np.float32]) -> bool:
+    return values.size == 0 or bool(np.isfinite(values.min()) and np.isfinite(values.max()))  # NaN is passed on by both
+
+
+def _to_uint8(values: NDArray[np.float32], gain: int) -> tuple[NDArray[np.uint8], bool]:
+    """Pixels as uint8, and whether all of them follow the convention; NaN makes either comparison false."""
+    with np.errstate(invalid="ignore"):
         if gain == 1:
-            wrong |= values != np.round(values)
-        convention = "whole numbers 0..255" if gain == 1 else "0..1"
-        _refuse(store, plan, start, values, wrong, f"expected pixels in {convention}, as in the rows before")
-        yield start, np.round(values * gain).astype(np.uint8)
+            flat = values.astype(np.uint8)
+            return flat, bool((flat == values).all())
+        return np.rint(values * gain).astype(np.uint8), bool(values.min() >= 0 and values.max() <= 1)
 
 
 def _image_gain(store: DemoStore, key: str) -> int:
     """1 for float pixels in 0..255, 255 for pixels in 0..1: the first pixel that can only be one of them decides."""
     for _, block in store.iter_blocks(key, _BLOCK_BYTES):
-        telling = block[(block > 1) | (block != np.round(block))]
+        telling = block[(block > 1) | (block != np.rint(block))]
         if len(telling):
             return 1 if (telling > 1).any() else 255
     raise DataError(

@@ -1,7 +1,7 @@
 """The policy contract: what a policy is asked, and how its parts (encoder, backbone, head) meet.
 
-Shapes: ``B`` batch, ``To`` observed steps, ``H`` predicted steps (horizon), ``Da`` action size after the action transform,
-``F`` features an observed step, ``M`` noise tensors that one sample needs.
+Shapes: ``B`` batch, ``To`` observed steps, ``H`` predicted steps (horizon), ``Da`` action size, ``F`` features an
+observed step, ``M`` noise tensors that one sample needs.
 """
 
 from __future__ import annotations
@@ -10,12 +10,21 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from visuomotor.policies.draws import Draws
 
-__all__ = ["Backbone", "Head", "LossOutput", "NetFn"]
+__all__ = ["Backbone", "BackboneConfig", "Head", "HeadConfig", "LossOutput", "NetFn", "masked_mean"]
+
+
+@dataclass(kw_only=True, slots=True)
+class HeadConfig:
+    """Settings of a head; each head's own class derives from it."""
+
+
+@dataclass(kw_only=True, slots=True)
+class BackboneConfig:
+    """Settings of a backbone; each backbone's own class derives from it."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,3 @@ def masked_mean(per_step: Tensor, mask: Tensor | None) -> Tensor:
         return per_step.mean()
     weight = mask.to(per_step.dtype)
     return (per_step * weight).sum() / weight.sum().clamp_min(1.0)
-
-
-def to_device(obs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Move every observation to ``device``."""
-    return {k: v.to(device, non_blocking=True) for k, v in obs.items()}

@@ -27,7 +27,7 @@ def mix_seed(*parts: int) -> int:
 class Draws:
     """Noise for one training step. Every rank draws for the whole global batch and keeps its own slice.
 
-    So ``world_size`` ranks with a batch of ``B / world_size`` see the same numbers as one process with a batch of ``B``.
+    So ``world_size`` ranks with ``B / world_size`` windows each see the same numbers as one process with ``B``.
     """
 
     def __init__(self, *key: int, device: torch.device | str = "cpu", rank: int = 0, world_size: int = 1) -> None:

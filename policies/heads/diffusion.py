@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, nearest
-from visuomotor.policies.base import Head, NetFn
+from visuomotor.policies.base import Head, HeadConfig, NetFn
 from visuomotor.policies.draws import Draws
 from visuomotor.policies.heads.schedule import SOLVERS, alphas_cumprod, solver_steps
 
@@ -20,7 +20,7 @@ _SPACINGS = ("trailing", "leading", "linspace")
 
 
 @dataclass(kw_only=True, slots=True)
-class DiffusionConfig:
+class DiffusionConfig(HeadConfig):
     """How noise is added, what is predicted, and how it is removed again.
 
     Attributes:
@@ -29,8 +29,8 @@ class DiffusionConfig:
         prediction: what the backbone outputs: ``epsilon`` (the noise), ``sample`` (the clean chunk) or ``v``.
         solver: ``ddpm``, ``ddim`` or ``dpmpp`` (DPM-Solver++ 2M).
         sample_steps: denoising steps at sampling, at most ``train_steps``.
-        spacing: which noise levels these visit; ``trailing`` starts at pure noise (Lin et al. 2024), ``leading`` is what
-            diffusers' DDPM and DDIM do when nothing is said.
+        spacing: which noise levels these visit; ``trailing`` starts at pure noise (Lin et al. 2024), ``leading`` is
+            what diffusers' DDPM and DDIM do when nothing is said.
         eta: DDIM's noise level; 0 is deterministic, 1 is as noisy as DDPM.
         clip: bound of the clean estimate at every step, in normalised units. Only right for actions normalised to
             [-1, 1]; None with z-scored actions.
@@ -89,7 +89,9 @@ class DiffusionHead(Head):
         )
         self._t = steps.t
         # Python floats: a scalar times a tensor needs no gather and no host synchronisation.
-        self._coefficients = list(zip(steps.a.tolist(), steps.b.tolist(), steps.c.tolist(), steps.s.tolist(), strict=True))
+        self._coefficients = list(
+            zip(steps.a.tolist(), steps.b.tolist(), steps.c.tolist(), steps.s.tolist(), strict=True)
+        )
         self._levels = [(float(self.alpha[t]), float(self.sigma[t])) for t in steps.t.tolist()]
 
     def loss(self, net: NetFn, action: Tensor, draws: Draws) -> Tensor:

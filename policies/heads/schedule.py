@@ -35,14 +35,16 @@ class SolverSteps:
 
 
 def alphas_cumprod(train_steps: int, beta_schedule: str) -> Tensor:
-    """Cumulative product of ``1 - beta``: ``[K]`` float64-computed float32 (Ho et al. 2020; Nichol and Dhariwal 2021)."""
+    """Cumulative product of ``1 - beta``: float32 ``[K]`` (Ho et al. 2020; Nichol and Dhariwal 2021)."""
     return _scheduler("ddpm", train_steps, beta_schedule, "trailing").alphas_cumprod.clone()
 
 
 def solver_steps(
     solver: str, n_steps: int, *, train_steps: int, beta_schedule: str, spacing: str = "trailing", eta: float = 0.0
 ) -> SolverSteps:
-    """Coefficients of ``n_steps`` of ``solver``, equal to diffusers' own ``step`` (DDIM: with ``use_clipped_model_output``).
+    """Coefficients of ``n_steps`` of ``solver``, equal to diffusers' own ``step``.
+
+    DDIM is diffusers' with ``use_clipped_model_output``: the noise is taken anew from the clipped estimate.
 
     Raises:
         ConfigError: unknown solver, more steps than the schedule was trained with, or ``eta`` where it means nothing.
@@ -88,8 +90,8 @@ def _probe(
 ) -> tuple[list[int], list[tuple[float, float, float, float]]]:
     """Run diffusers' scheduler once on unit impulses and read the coefficients off its output.
 
-    Component 0 has x = 1; component 1 has x0 = 1 at even steps and component 2 at odd ones, so that one of them shows the
-    weight of this step's x0 and the other that of the previous; component 3 is all zero and shows the noise.
+    Component 0 has x = 1; component 1 has x0 = 1 at even steps and component 2 at odd ones, so that one of them shows
+    the weight of this step's x0 and the other that of the previous; component 3 is all zero and shows the noise.
     """
     scheduler = _scheduler(solver, train_steps, beta_schedule, spacing)
     scheduler.set_timesteps(n_steps)

@@ -52,26 +52,22 @@ def _track(value: float, low: float, high: float) -> str:
     return f'<div class="track">{band}<b style="left:{at:.1f}%"></b></div>'
 
 
+def _estimate(name: str, value: float, what: str, interval: Json, form: str) -> str:
+    """A card with a value in 0..1 and its interval; a single episode has no interval of its score."""
+    low, high = interval["low"], interval["high"]
+    if low is None or high is None:
+        return _card(name, format(value, form), what)
+    more = f"{what}, 95 % interval {format(low, form)} to {format(high, form)}"
+    return _card(name, format(value, form), more, _track(value, low, high))
+
+
 def headline(metrics: Sequence[Json], final: Json | None, environment: Json | None) -> str:
     cards = []
     if final:
         score, success, n = final["score"], final["success"], final["n_episodes"]
-        cards.append(
-            _card(
-                "Score",
-                f"{score['mean']:.3f}",
-                f"mean of {n} seeds, 95 % interval {score['low']:.3f} to {score['high']:.3f}",
-                _track(score["mean"], score["low"], score["high"]),
-            )
-        )
-        cards.append(
-            _card(
-                "Success",
-                f"{success['rate']:.1%}",
-                f"{success['count']} of {n}, 95 % interval {success['low']:.1%} to {success['high']:.1%}",
-                _track(success["rate"], success["low"], success["high"]),
-            )
-        )
+        counted = f"{success['count']} of {n}"
+        cards.append(_estimate("Score", score["mean"], f"mean of {n} seeds", score, ".3f"))
+        cards.append(_estimate("Success", success["rate"], counted, success, ".1%"))
     _, seconds = _column(metrics, "time_s")
     _, speed = _column(metrics, "samples_per_s")
     steps = f"{metrics[-1]['step']:,} steps" if metrics else "nothing was logged"
@@ -186,7 +182,7 @@ def dataset(data: Json | None) -> str:
     if data is None:
         return sentence("dataset.json is missing: the run was interrupted before the data was read.")
     lengths = data.get("lengths") or {}
-    skipped = data.get("skipped_episodes") or []
+    skipped, cache = data.get("skipped_episodes") or [], data.get("cache")
     split = f"{data.get('n_train_episodes', '?')} train, {data.get('n_val_episodes', '?')} held out"
     facts = {
         "path": data.get("path"),
@@ -195,10 +191,11 @@ def dataset(data: Json | None) -> str:
         "rate": f"{data['fps']:g} Hz" if data.get("fps") else "unknown",
         "episode length": ", ".join(f"{name} {human(value)}" for name, value in lengths.items()),
         "windows": f"{data['windows']:,}" if isinstance(data.get("windows"), int) else data.get("windows"),
+        "training arrays": f"in {cache['placement']}: {cache['reason']}" if cache else "unknown",
         "episodes without a window": ", ".join(map(str, skipped)) if skipped else "none",
     }
     rows = [row for name, spec in data["keys"].items() for row in _array_rows(name, spec)]
-    head = ["array", "shape", "type", "role", "unit", "component", "min", "max", "mean", "std"]
+    head = ["array", "shape", "type", "role", "unit", "component", "min", "max", "mean", "std", "not finite"]
     return (
         pairs(facts, "dataset.json")
         + f'<div class="panel" style="margin-top:12px">{_table(head, rows, text_columns=5)}</div>'
@@ -209,22 +206,18 @@ def _array_rows(name: str, spec: Json) -> list[list[str]]:
     """Rows of the statistics table for one array: one per component, the array's own facts on the first."""
     shape = " x ".join(map(str, spec["shape"])) or "scalar"
     facts = [name, shape, str(spec["dtype"]), str(spec.get("role") or ""), str(spec.get("unit") or "")]
-    columns = [_flat(spec.get(stat)) for stat in ("min", "max", "mean", "std")]
-    n = max(len(c) for c in columns)
-    if n == 0:
-        return [[*facts, "", "", "", "", ""]]
-    names = spec.get("names") or range(n)
-    rows = [[*([""] * 5), str(names[i]), *(human(c[i]) for c in columns)] for i in range(min(n, MAX_COMPONENTS))]
+    stats = spec.get("stats")
+    if not stats:
+        return [[*facts, "", "", "", "", "", ""]]
+    columns = [stats[name] for name in ("min", "max", "mean", "std", "n_nonfinite")]
+    n = len(columns[0])
+    names = spec.get("names") if len(spec.get("names") or ()) == n else range(n)
+    shown = range(min(n, MAX_COMPONENTS))
+    rows = [[*([""] * 5), str(names[i]), *("" if c[i] is None else human(c[i]) for c in columns)] for i in shown]
     rows[0][:5] = facts
     if n > MAX_COMPONENTS:
-        rows.append([*([""] * 5), f"{n - MAX_COMPONENTS} more", "", "", "", ""])
+        rows.append([*([""] * 5), f"{n - MAX_COMPONENTS} more", "", "", "", "", ""])
     return rows
-
-
-def _flat(value: Any) -> list[float]:
-    if value is None:
-        return []
-    return [x for part in value for x in _flat(part)] if isinstance(value, list) else [float(value)]
 
 
 def pairs(facts: Json | None, source: str) -> str:

@@ -1,4 +1,4 @@
-"""Residual perceptron whose blocks are modulated (FiLM) by time and observation. The fast choice for state observations."""
+"""Residual perceptron whose blocks are modulated (FiLM) by time and observation. Fast, for state observations."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from visuomotor.data.errors import ConfigError
-from visuomotor.policies.base import Backbone
+from visuomotor.policies.base import Backbone, BackboneConfig
 from visuomotor.policies.nets.embedding import TimeEmbedding
 
 __all__ = ["MLPConfig", "ResidualMLP"]
 
 
 @dataclass(kw_only=True, slots=True)
-class MLPConfig:
+class MLPConfig(BackboneConfig):
     """Width and depth of :class:`ResidualMLP`."""
 
     width: int = 512

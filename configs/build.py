@@ -1,0 +1,159 @@
+"""From settings to objects: the only place that maps one to the other."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from visuomotor.configs.registry import backbones, heads, name_of
+from visuomotor.configs.schema import ActionSettings, TrainConfig
+from visuomotor.data.actions import ActionConfig
+from visuomotor.data.errors import CheckpointError, ConfigError, DataError, nearest
+from visuomotor.data.normalize import Normalizer
+from visuomotor.data.spec import ArraySpec
+from visuomotor.data.store import DemoStore
+from visuomotor.policies.base import BackboneConfig, HeadConfig
+from visuomotor.policies.encoders import ObservationConfig, StateEncoder
+from visuomotor.policies.learn.checkpoint import Checkpoint, resolve_checkpoint
+from visuomotor.policies.policy import Policy
+from visuomotor.policies.spec import PolicySpec
+
+__all__ = ["LoadedPolicy", "build_policy", "load_policy", "make_spec", "model_document", "pick_device", "set_threads"]
+
+
+def pick_device(device: str) -> torch.device:
+    """``auto`` is the GPU where there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but torch sees no GPU here (visuomotor info). Use device=cpu or device=auto.")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def set_threads(threads: int | None) -> int:
+    """Set the CPU threads of torch (None: leave as they are, one a core) and return how many there are."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def make_spec(config: TrainConfig, store: DemoStore) -> PolicySpec:
+    """What the policy will observe and command, from the settings and the store's arrays.
+
+    Raises:
+        DataError: an array that the store does not have, or an action that is no vector.
+        ConfigError: a rate that contradicts the store's, or a reference that is not observed.
+    """
+    store.require([*config.obs.keys, config.action.key])
+    action = store.specs[config.action.key]
+    if len(action.shape) != 1:
+        raise DataError(f"action array {config.action.key!r} has steps of shape {action.shape}: expected a vector [Da]")
+    fps = config.data.fps
+    if fps is not None and store.fps is not None and abs(fps - store.fps) > 1e-6 * fps:
+        raise ConfigError(f"data.fps={fps:g}, but {store.path} was recorded at {store.fps:g} Hz")
+    reference = config.action.reference_key
+    if config.action.mode != "absolute" and reference not in config.obs.keys:
+        raise ConfigError(
+            f"action.reference_key={reference!r} is not observed. {nearest(str(reference), config.obs.keys)}"
+        )
+    return PolicySpec(
+        obs={k: _as_read(store.specs[k]) for k in config.obs.keys},
+        action_key=config.action.key,
+        action=_as_read(action),
+        fps=store.fps if fps is None else fps,
+        window=config.window,
+        action_config=_action_config(config.action),
+    )
+
+
+def _as_read(spec: ArraySpec) -> ArraySpec:
+    """The spec with the type that policies see: images uint8, everything else float32."""
+    return ArraySpec.from_dict({**spec.to_dict(), "dtype": "uint8" if spec.is_image else "float32"})
+
+
+def _action_config(settings: ActionSettings) -> ActionConfig:
+    return ActionConfig(**{k: v for k, v in asdict(settings).items() if k in ActionConfig.__dataclass_fields__})
+
+
+def build_policy(
+    spec: PolicySpec, *, obs: ObservationConfig, head: HeadConfig, backbone: BackboneConfig, normalizer: Normalizer
+) -> Policy:
+    """Encoder, head and backbone, with fresh weights from torch's global generator."""
+    encoder = StateEncoder(obs, spec.obs)
+    head_module = heads()[name_of(head)].build(head)
+    net = backbones()[name_of(backbone)].build(
+        backbone,
+        action_dim=spec.action.size,
+        horizon=spec.window.horizon,
+        n_obs=spec.window.n_obs,
+        feature_dim=encoder.feature_dim,
+        time_scale=head_module.time_scale,
+    )
+    return Policy(spec, encoder=encoder, backbone=net, head=head_module, normalizer=normalizer)
+
+
+def model_document(config: TrainConfig) -> dict[str, Any]:
+    """What :func:`load_policy` needs to build the same network: names and settings of its parts."""
+    return {
+        "obs": asdict(config.obs),
+        "head": {"name": name_of(config.policy), "config": asdict(config.policy)},
+        "backbone": {"name": name_of(config.backbone), "config": asdict(config.backbone)},
+    }
+
+
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A policy from a checkpoint, in eval mode, with where it came from."""
+
+    policy: Policy
+    checkpoint: Checkpoint
+
+
+def load_policy(
+    path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu", solver: str | None = None,
+    sample_steps: int | None = None,
+) -> LoadedPolicy:  # fmt: skip
+    """Load the policy of a checkpoint or run.
+
+    Args:
+        path: checkpoint folder, or run folder.
+        weights: ``ema`` or ``raw``.
+        device: where to put it.
+        solver, sample_steps: replace the head's solver or number of sampling steps.
+
+    Raises:
+        CheckpointError: nothing there, damaged files, or parts that this installation does not have.
+    """
+    checkpoint = Checkpoint.open(resolve_checkpoint(path))
+    model = checkpoint.document("model")
+    parts: dict[str, Any] = {}
+    registries: dict[str, Any] = {"head": heads(), "backbone": backbones()}
+    for part, registry in registries.items():
+        name = model[part]["name"]
+        if name not in registry:
+            raise CheckpointError(
+                f"{checkpoint.path} needs {part} {name!r}, which is not installed. {nearest(name, registry)}"
+            )
+        settings = dict(model[part]["config"])
+        if part == "head":
+            settings |= {k: v for k, v in {"solver": solver, "sample_steps": sample_steps}.items() if v is not None}
+        parts[part] = _typed(registry[name].config_class, settings)
+    policy = build_policy(
+        PolicySpec.from_dict(checkpoint.document("spec")),
+        obs=_typed(ObservationConfig, model["obs"]),
+        head=parts["head"],
+        backbone=parts["backbone"],
+        normalizer=Normalizer.from_dict(checkpoint.document("normalizer")),
+    )
+    policy.load_state_dict(checkpoint.tensors("policy_ema" if weights == "ema" else "policy"))
+    return LoadedPolicy(policy.to(device).eval(), checkpoint)
+
+
+def _typed(schema: type, values: dict[str, Any]) -> Any:
+    known = [f.name for f in fields(schema)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"{schema.__name__} has no setting {unknown[0]!r}. {nearest(unknown[0], known)}")
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))

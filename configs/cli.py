@@ -1,0 +1,91 @@
+"""The ``visuomotor`` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from visuomotor.data.errors import ConfigError, UserError, nearest
+
+__all__ = ["main"]
+
+USAGE = """\
+visuomotor: robot policies from demonstrations to the arm
+
+  visuomotor train task=pusht data.path=<zarr>        train, evaluate, write report.html
+  visuomotor train resume=<run>                       go on with an interrupted run, bit for bit
+  visuomotor eval checkpoint=<run> task=pusht         score and success over test seeds, with videos
+  visuomotor eval checkpoint=<run> data=<zarr>        open-loop error on held-out episodes
+  visuomotor data inspect <zarr>                      what a dataset holds
+  visuomotor data validate <zarr>                     what is wrong with it, by array, episode and step
+  visuomotor info                                     versions, devices, extras present or missing
+
+Settings are given as key=value; `visuomotor <command> --help` lists them with their defaults.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status (0 done, 1 findings, 2 a mistake in the input, 130 stopped)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except UserError as e:
+        print(f"visuomotor: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("visuomotor: stopped", file=sys.stderr)
+        return 130
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    verb, rest = words[0], words[1:]
+    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "data": _data, "info": _info}
+    if verb not in commands:
+        raise ConfigError(f"unknown command {verb!r}. {nearest(verb, commands)} See visuomotor --help.")
+    return commands[verb](rest)
+
+
+# Each command imports what it needs: torch alone takes seconds, and `data` and `--help` need none of it.
+def _train(words: list[str]) -> int:
+    if _asks_help(words):
+        from visuomotor.configs.help import train_help
+
+        print(train_help(), end="")
+        return 0
+    from visuomotor.configs.train import main as train
+
+    return train(words)
+
+
+def _eval(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.help import eval_help
+
+        print(eval_help(), end="")
+        return 0
+    from visuomotor.configs.evaluate import main as evaluate
+
+    return evaluate(words)
+
+
+def _data(words: list[str]) -> int:
+    from visuomotor.configs.data import main as data
+
+    return data(words)
+
+
+def _info(words: list[str]) -> int:
+    from visuomotor.configs.info import main as info
+
+    return info(words)
+
+
+def _asks_help(words: Sequence[str]) -> bool:
+    return any(w in ("-h", "--help", "help") for w in words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

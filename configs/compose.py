@@ -1,0 +1,187 @@
+"""From words on the command line to typed settings. Every mistake becomes one sentence with the nearest valid names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from visuomotor.configs.registry import backbones, heads, name_of
+from visuomotor.configs.schema import TrainConfig, register
+from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.envs.registry import task_names
+
+__all__ = ["Composed", "compose_train", "groups", "known_keys", "parse_plain", "restore_train", "to_typed"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """Typed settings, and the same as plain values with the names that were chosen (ready for JSON and YAML)."""
+
+    config: TrainConfig
+    plain: dict[str, Any]  # {"choices": {"policy", "backbone", "task"}, "config": {...}}
+
+
+def groups() -> dict[str, list[str]]:
+    """What can be chosen by one word."""
+    return {"policy": sorted(heads()), "backbone": sorted(backbones()), "task": sorted({*task_names(), "none"})}
+
+
+def compose_train(words: Sequence[str]) -> Composed:
+    """Settings of ``visuomotor train`` from Hydra overrides such as ``backbone=unet train.steps=5000``.
+
+    Raises:
+        ConfigError: an unknown setting or choice, a value of the wrong type, or settings that contradict each other.
+    """
+    overrides = _parse([_shorthand(w) for w in words])
+    chosen = [o for o in overrides if o.key_or_group in groups()]
+    for o in chosen:
+        if str(o.value()) not in groups()[o.key_or_group]:
+            known = groups()[o.key_or_group]
+            raise ConfigError(f"unknown {o.key_or_group} {o.value()!r}. {nearest(str(o.value()), known)}")
+    base = _compose([str(o.input_line) for o in chosen])
+    _check_keys([o for o in overrides if o not in chosen], known_keys(base))
+    return _finish(_compose([str(o.input_line) for o in overrides]))
+
+
+def restore_train(plain: Mapping[str, Any], words: Sequence[str] = ()) -> Composed:
+    """Settings saved with a checkpoint, with overrides on top. ``plain`` is :attr:`Composed.plain`."""
+    saved = _compose([f"{group}={name}" for group, name in plain["choices"].items()])
+    try:
+        cfg = OmegaConf.merge(saved, plain["config"])
+        assert isinstance(cfg, DictConfig)
+    except OmegaConfBaseException as e:
+        raise ConfigError(
+            f"the checkpoint was saved with settings that this version does not know: {_first_line(e)}"
+        ) from None
+    overrides = _parse([_shorthand(w) for w in words])
+    _check_keys(overrides, known_keys(cfg))
+    for o in overrides:
+        with _explained(o.input_line or ""):
+            OmegaConf.update(cfg, o.key_or_group, o.value())
+    return _finish(cfg)
+
+
+def parse_plain(schema: type[T], words: Sequence[str]) -> T:
+    """Settings of a command without groups, by the same grammar: ``key=value ...`` onto the dataclass ``schema``."""
+    cfg = OmegaConf.structured(schema)
+    overrides = _parse(words)
+    _check_keys(overrides, known_keys(cfg))
+    for o in overrides:
+        with _explained(o.input_line or ""):
+            OmegaConf.update(cfg, o.key_or_group, o.value(), force_add=o.key_or_group.startswith("env."))
+    return to_typed(cfg, schema)
+
+
+def to_typed(cfg: DictConfig, schema: type[T]) -> T:
+    """``cfg`` as an object of ``schema``; a setting that must be given and is not is named."""
+    try:
+        typed = OmegaConf.to_object(cfg)
+    except MissingMandatoryValue as e:
+        key = str(getattr(e, "full_key", None) or "a setting")
+        raise ConfigError(f"{key} is missing: give {key}=<value>") from None
+    except OmegaConfBaseException as e:
+        raise ConfigError(_first_line(e)) from None
+    assert isinstance(typed, schema)
+    return typed
+
+
+def known_keys(cfg: DictConfig) -> dict[str, bool]:
+    """Every dotted key of ``cfg``, and whether new keys may be put below it."""
+    keys: dict[str, bool] = {}
+
+    def visit(node: DictConfig, prefix: str) -> None:
+        for name in [str(n) for n in node]:
+            child = None if OmegaConf.is_missing(node, name) else node[name]
+            # A plain dict takes any key; a dataclass and its fields do not.
+            keys[prefix + name] = isinstance(child, DictConfig) and not _is_dataclass(child)
+            if isinstance(child, DictConfig):
+                visit(child, f"{prefix}{name}.")
+
+    visit(cfg, "")
+    return keys
+
+
+def _is_dataclass(node: DictConfig) -> bool:
+    kind = OmegaConf.get_type(node)
+    return kind is not None and kind is not dict and hasattr(kind, "__dataclass_fields__")
+
+
+def _shorthand(word: str) -> str:
+    """``data=<path>`` means ``data.path=<path>``: what everybody types first."""
+    return f"data.path={word[5:]}" if word.startswith("data=") and not word.startswith("data={") else word
+
+
+def _parse(words: Sequence[str]) -> list[Override]:
+    out = []
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"cannot read {word!r}: expected key=value, as in train.steps=5000")
+        try:
+            out += OverridesParser.create().parse_overrides([word])
+        except HydraException:
+            # A path may hold characters that Hydra's grammar gives a meaning to; take such a value literally.
+            key, value = word.split("=", 1)
+            quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+            try:
+                out += OverridesParser.create().parse_overrides([f"{key}='{quoted}'"])
+            except HydraException:
+                raise ConfigError(f"cannot read {word!r}: expected key=value, as in train.steps=5000") from None
+    sweeps = [o.input_line for o in out if o.is_sweep_override()]
+    if sweeps:
+        raise ConfigError(f"{sweeps[0]!r} names several values; this command runs one. Loop over them in the shell.")
+    return out
+
+
+def _check_keys(overrides: Sequence[Override], known: Mapping[str, bool]) -> None:
+    for o in overrides:
+        key = o.key_or_group
+        parents = [key.rsplit(".", n)[0] for n in range(1, key.count(".") + 1)]
+        if key not in known and not any(known.get(p, False) for p in parents):
+            raise ConfigError(f"unknown setting {key!r}. {nearest(key, known)}")
+
+
+def _compose(lines: Sequence[str]) -> DictConfig:
+    register({p.name.removesuffix(".yaml") for p in (files("visuomotor.configs") / "task").iterdir()})
+    if GlobalHydra.instance().is_initialized():  # a caller's own Hydra application
+        GlobalHydra.instance().clear()
+    with initialize_config_module("visuomotor.configs", version_base="1.3"), _explained(" ".join(lines)):
+        return compose("train", overrides=[_forced(line) for line in lines])
+
+
+def _forced(line: str) -> str:
+    """New keys below a plain dict need Hydra's ``++``; that the key is allowed was checked before."""
+    return line if line.startswith(("+", "~")) or "." not in line.split("=", 1)[0] else f"++{line}"
+
+
+def _finish(cfg: DictConfig) -> Composed:
+    config = to_typed(cfg, TrainConfig)
+    choices = {"policy": name_of(config.policy), "backbone": name_of(config.backbone), "task": config.task or "none"}
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return Composed(config, {"choices": choices, "config": plain})
+
+
+@contextmanager
+def _explained(line: str) -> Iterator[None]:
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as e:
+        cause = e.__cause__ if isinstance(e.__cause__, OmegaConfBaseException) else e
+        raise ConfigError(f"{line}: {_first_line(cause)}") from None
+
+
+def _first_line(e: BaseException) -> str:
+    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__

@@ -1,0 +1,72 @@
+"""Heads and backbones by name.
+
+Another package adds its own by an entry point of the group ``visuomotor.heads`` or ``visuomotor.backbones``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.policies.base import Backbone, BackboneConfig, Head, HeadConfig
+from visuomotor.policies.heads.diffusion import DiffusionConfig, DiffusionHead
+from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
+from visuomotor.policies.nets.unet1d import ConditionalUnet1d, UnetConfig
+
+__all__ = ["BackboneEntry", "HeadEntry", "backbones", "heads", "name_of"]
+
+
+@dataclass(frozen=True)
+class HeadEntry:
+    """Settings class of a head, and what builds the head from them."""
+
+    config_class: type[HeadConfig]
+    build: Callable[[Any], Head]
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """Settings class of a backbone, and what builds it.
+
+    Called as ``build(config, *, action_dim, horizon, n_obs, feature_dim, time_scale)``.
+    """
+
+    config_class: type[BackboneConfig]
+    build: Callable[..., Backbone]
+
+
+_HEADS = {"diffusion": HeadEntry(DiffusionConfig, DiffusionHead)}
+_BACKBONES = {"mlp": BackboneEntry(MLPConfig, ResidualMLP), "unet": BackboneEntry(UnetConfig, ConditionalUnet1d)}
+
+
+@cache
+def heads() -> dict[str, HeadEntry]:
+    """Every head that ``policy=`` can choose."""
+    return {**_outside("visuomotor.heads", HeadEntry), **_HEADS}
+
+
+@cache
+def backbones() -> dict[str, BackboneEntry]:
+    """Every backbone that ``backbone=`` can choose."""
+    return {**_outside("visuomotor.backbones", BackboneEntry), **_BACKBONES}
+
+
+def _outside(group: str, kind: type) -> dict[str, Any]:
+    found = {point.name: point.load() for point in entry_points(group=group)}
+    for name, entry in found.items():
+        if not isinstance(entry, kind):
+            raise ConfigError(f"the entry point {name!r} of group {group} is {entry!r}; expected a {kind.__name__}")
+    return found
+
+
+def name_of(config: HeadConfig | BackboneConfig) -> str:
+    """The name under which ``config``'s class is registered."""
+    entries: dict[str, Any] = {**heads(), **backbones()}
+    for name, entry in entries.items():
+        if type(config) is entry.config_class:
+            return name
+    raise ConfigError(f"{type(config).__name__} is not registered. {nearest(type(config).__name__, entries)}")

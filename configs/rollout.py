@@ -1,0 +1,84 @@
+"""Evaluation of a policy in its task, as training and ``visuomotor eval`` do it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from visuomotor.configs.build import load_policy
+from visuomotor.configs.schema import RolloutConfig
+from visuomotor.envs.registry import make_env
+from visuomotor.policies.chunking import RecedingHorizon
+from visuomotor.policies.learn.evaluate import EvalResult, evaluate, selection_seeds, test_seeds
+from visuomotor.policies.policy import Policy
+from visuomotor.policies.spec import PolicySpec
+
+__all__ = ["RolloutEvaluator", "print_result", "result_document"]
+
+
+class RolloutEvaluator:
+    """Worlds of one task, kept open over a run.
+
+    Raises:
+        CheckpointError: the task gives other observations or actions than the policy has.
+    """
+
+    def __init__(self, env: Any, config: RolloutConfig, spec: PolicySpec, *, n_exec: int | None = None) -> None:
+        self._config, self._n_exec = config, n_exec
+        self._env = make_env(env, min(config.num_envs, max(config.episodes, config.selection_episodes)))
+        try:
+            spec.check_source(
+                self._env.obs_spec, self._env.action_spec, self._env.fps, source=f"task {type(env).__name__}"
+            )
+        except BaseException:
+            self._env.close()
+            raise
+
+    def select(self, policy: Policy) -> EvalResult:
+        """Evaluate on the selection seeds, without films."""
+        return evaluate(self._env, self._actor(policy), selection_seeds(self._config.selection_episodes))
+
+    def test(self, policy: Policy, video_dir: Path) -> EvalResult:
+        """Evaluate on the test seeds and film the worst and the best episodes."""
+        n = self._config.videos
+        seeds = test_seeds(self._config.episodes)
+        return evaluate(
+            self._env, self._actor(policy), seeds, video_worst=n, video_best=n, video_dir=video_dir if n else None
+        )
+
+    def final(self, checkpoint: Path, run_dir: Path, console: Console) -> tuple[EvalResult, dict[str, Any]]:
+        """Test the averaged weights of ``checkpoint``; the returned document has paths relative to ``run_dir``."""
+        loaded = load_policy(checkpoint)
+        result = self.test(loaded.policy, run_dir / "videos")
+        print_result(result, console, f"{loaded.checkpoint.path.name} (EMA weights)")
+        return result, result_document(result, run_dir) | {"checkpoint": loaded.checkpoint.path.name}
+
+    def close(self) -> None:
+        """End the worlds."""
+        self._env.close()
+
+    def _actor(self, policy: Policy) -> RecedingHorizon:
+        return RecedingHorizon(policy, num_envs=self._env.num_envs, n_exec=self._n_exec)
+
+
+def result_document(result: EvalResult, folder: Path) -> dict[str, Any]:
+    """JSON-ready result with the films' paths relative to ``folder``."""
+    document = result.to_dict()
+    for video in document["videos"]:
+        video["path"] = os.path.relpath(video["path"], folder)
+    return document
+
+
+def print_result(result: EvalResult, console: Console, what: str) -> None:
+    """Score and success with their intervals."""
+    low, high = result.score_interval
+    s_low, s_high = result.success_interval
+    console.print(
+        f"{what}: mean score {result.score_mean:.3f} [{low:.3f}, {high:.3f}], success {result.success_rate:.0%} "
+        f"[{s_low:.0%}, {s_high:.0%}] over {len(result.episodes)} test seeds "
+        f"({result.seconds:.0f} s, {result.steps_per_s:,.0f} steps/s)",
+        highlight=False,
+    )

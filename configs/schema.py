@@ -1,0 +1,166 @@
+"""The settings of each command, and the names under which they are chosen. YAML only chooses values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from visuomotor.configs.registry import backbones, heads
+from visuomotor.data.actions import ActionConfig
+from visuomotor.data.cache import CacheConfig
+from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.data.normalize import KeyNorm
+from visuomotor.data.windows import WindowConfig
+from visuomotor.envs.registry import get_task, task_names
+from visuomotor.policies.base import BackboneConfig, HeadConfig
+from visuomotor.policies.encoders import ObservationConfig
+from visuomotor.policies.learn.imitation import TrainingConfig
+from visuomotor.policies.learn.optim import EMAConfig, OptimConfig
+
+__all__ = ["ActionSettings", "DataConfig", "EvalConfig", "RolloutConfig", "TrainConfig", "register"]
+
+_DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Which demonstrations, and how much of them is held out.
+
+    Attributes:
+        path: Zarr store: a folder, or a ``.zarr.zip``.
+        fps: steps per second [Hz] where the store does not say; must agree where it does.
+        val_fraction: share of the episodes that is held out for the validation loss; 0 trains on all.
+        cache: where the flat training arrays live.
+    """
+
+    path: str = MISSING
+    fps: float | None = None
+    val_fraction: float = 0.05
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class ActionSettings(ActionConfig):
+    """The action array, what its numbers mean (see :class:`ActionConfig`), and how they are normalised."""
+
+    key: str = "action"
+    norm: KeyNorm = field(default_factory=lambda: KeyNorm(clip=None))
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutConfig:
+    """Evaluation in the task.
+
+    Attributes:
+        episodes: test episodes after training, on seeds that nothing was selected by.
+        selection_episodes: episodes of each evaluation during training; on other seeds, they choose the checkpoint.
+        num_envs: worlds side by side.
+        videos: films of the worst and of the best episodes, each.
+    """
+
+    episodes: int = 100
+    selection_episodes: int = 50
+    num_envs: int = 100
+    videos: int = 2
+
+    def __post_init__(self) -> None:
+        for name, low in (("episodes", 0), ("selection_episodes", 1), ("num_envs", 1), ("videos", 0)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"eval.{name}={getattr(self, name)}: expected at least {low}")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """``visuomotor train``: from demonstrations to an evaluated policy."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    obs: ObservationConfig = field(default_factory=ObservationConfig)
+    action: ActionSettings = field(default_factory=ActionSettings)
+    window: WindowConfig = field(default_factory=WindowConfig)
+    policy: HeadConfig = MISSING
+    backbone: BackboneConfig = MISSING
+    train: TrainingConfig = field(default_factory=TrainingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    task: str | None = None  # set by the task group
+    env: Any = None  # settings of the task's environment, set by the task group
+    eval: RolloutConfig = field(default_factory=RolloutConfig)
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None  # CPU threads; None takes one a core
+    run_dir: str | None = None  # None makes runs/<date>-<task or data>-<policy>
+    resume: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_device(self.device)
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed}: expected 0 or more")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads={self.threads}: expected at least 1, or null for one a core")
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """``visuomotor eval``: a checkpoint in its task (``task=``), or against held-out demonstrations (``data=``).
+
+    Attributes:
+        checkpoint: a checkpoint folder, or a run (its best checkpoint, else its last).
+        task: roll out in this task; None takes the one it was trained for, unless ``data`` is given.
+        data: open-loop error on the held-out episodes of this store.
+        env: settings of the task's environment that differ from their defaults.
+        weights: ``ema`` (the moving average) or ``raw``.
+        solver, sample_steps: another solver or number of denoising steps than in training; None keeps them.
+        n_exec: executed steps of each chunk; None keeps the policy's own.
+        out: folder for ``eval.json`` and the videos; None writes beside the checkpoint.
+    """
+
+    checkpoint: str = MISSING
+    task: str | None = None
+    data: str | None = None
+    env: dict[str, Any] = field(default_factory=dict)
+    episodes: int = 100
+    num_envs: int = 100
+    videos: int = 2
+    weights: str = "ema"
+    solver: str | None = None
+    sample_steps: int | None = None
+    n_exec: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_device(self.device)
+        if self.weights not in ("ema", "raw"):
+            raise ConfigError(f"unknown weights {self.weights!r}. {nearest(self.weights, ('ema', 'raw'))}")
+        if self.task is not None and self.data is not None:
+            raise ConfigError("give task= (roll out) or data= (open-loop error), not both")
+        for name, low in (("episodes", 1), ("num_envs", 1), ("videos", 0)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected at least {low}")
+
+
+def _check_device(device: str) -> None:
+    if device not in _DEVICES:
+        raise ConfigError(f"unknown device {device!r}. {nearest(device, _DEVICES)}")
+
+
+def register(yaml_tasks: set[str]) -> None:
+    """Put the schemas and every registered head, backbone and task where Hydra finds them.
+
+    ``yaml_tasks`` have a preset file; any other task (of another package) is chosen with its default settings.
+    """
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    for name, head in heads().items():
+        store.store(group="policy", name=name, node=head.config_class)
+    for name, backbone in backbones().items():
+        store.store(group="backbone", name=name, node=backbone.config_class)
+    for name in task_names():
+        store.store(group="env", name=name, node=get_task(name).config_class)
+        if name not in yaml_tasks:
+            node = {"task": name, "env": get_task(name).config_class}
+            store.store(group="task", name=name, node=node, package="_global_")

@@ -1,0 +1,327 @@
+"""``visuomotor train``: read settings, build the parts, run, evaluate, report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from visuomotor.configs.build import build_policy, make_spec, model_document, set_threads
+from visuomotor.configs.compose import Composed, compose_train, restore_train
+from visuomotor.configs.info import info
+from visuomotor.configs.rollout import RolloutEvaluator
+from visuomotor.configs.schema import TrainConfig
+from visuomotor.data.batches import BatchSource
+from visuomotor.data.cache import TrainingCache, load_cache
+from visuomotor.data.describe import describe
+from visuomotor.data.errors import CheckpointError, ConfigError
+from visuomotor.data.store import DemoStore
+from visuomotor.data.windows import WindowTable, split_episodes, window_table
+from visuomotor.policies.encoders import StateEncoder
+from visuomotor.policies.learn.callbacks import MetricLog, ProgressBar
+from visuomotor.policies.learn.checkpoint import Checkpoint, CheckpointFolder, resolve_checkpoint
+from visuomotor.policies.learn.events import GracefulStop, StepEvent, every
+from visuomotor.policies.learn.fitting import fit_normalizer
+from visuomotor.policies.learn.imitation import Trainer
+from visuomotor.policies.learn.report import write_report
+from visuomotor.policies.spec import PolicySpec
+
+__all__ = ["main"]
+
+INTERRUPTED = 130  # exit status of a run that was stopped by Ctrl-C, as shells have it
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Everything that comes from the demonstrations."""
+
+    spec: PolicySpec
+    cache: TrainingCache
+    train_episodes: np.ndarray
+    source: BatchSource
+    validation: BatchSource | None
+    document: dict[str, Any]  # dataset.json
+
+
+def main(words: Sequence[str]) -> int:
+    """Train as ``words`` say (``key=value ...``); returns the exit status."""
+    composed, start = _settings(words)
+    config = composed.config
+    accelerator = Accelerator(
+        cpu=config.device == "cpu" or not torch.cuda.is_available(),
+        mixed_precision="bf16" if config.train.precision == "bf16" else "no",
+    )
+    if config.device == "cuda" and accelerator.device.type != "cuda":
+        raise ConfigError("device=cuda, but torch sees no GPU here (visuomotor info). Use device=cpu or device=auto.")
+    console = Console(quiet=not accelerator.is_main_process)
+    threads = set_threads(config.threads)
+    data = _load_data(config, accelerator, console)
+    trainer = _make_trainer(config, data, accelerator)
+    arithmetic = {
+        "threads": threads,
+        "precision": config.train.precision,
+        "compile": config.train.compile,
+        "device": accelerator.device.type,
+        "world_size": accelerator.num_processes,
+    }
+    best = None if start is None else _resume(trainer, start, arithmetic, data.document, console)
+    run_dir = _open_run(config, composed, start, data, accelerator, words)
+    run = _Run(composed, data, trainer, run_dir, arithmetic, accelerator, console, best)
+    return run.execute()
+
+
+def _settings(words: Sequence[str]) -> tuple[Composed, Checkpoint | None]:
+    resume = [w for w in words if w.startswith("resume=") and w not in ("resume=", "resume=null")]
+    if not resume:
+        return compose_train(words), None
+    target = Path(resume[-1].split("=", 1)[1]).expanduser()
+    last = target / "checkpoints" / "last"
+    checkpoint = Checkpoint.open(resolve_checkpoint(last if last.exists() else target))
+    rest = [w for w in words if w not in resume]
+    fixed = [
+        w
+        for w in rest
+        if not w.split("=")[0].startswith(("data.path", "data.cache", "data", "env.", "eval.", "threads"))
+    ]
+    if fixed:
+        raise ConfigError(
+            f"{fixed[0]!r} cannot change when a run is resumed: it goes on exactly as it began. What may change: "
+            "data.path, data.cache.*, env.*, eval.*, threads. For other settings start a new run."
+        )
+    saved = checkpoint.document("config")
+    run_dir = checkpoint.path.parent.parent  # <run>/checkpoints/step_...
+    return restore_train(saved, [*rest, f"run_dir={run_dir}"]), checkpoint
+
+
+def _load_data(config: TrainConfig, accelerator: Accelerator, console: Console) -> _Data:
+    with DemoStore.open(config.data.path) as store:
+        spec = make_spec(config, store)
+        keys = [*spec.obs, spec.action_key]
+
+        def progress(key: str, done: int, rows: int) -> None:
+            if done == rows:
+                console.print(f"cached {key}: {rows} steps", highlight=False)
+
+        cache = load_cache(store, keys, config.data.cache, accelerator.device, progress)
+        document = describe(store)
+    train_episodes, val_episodes = split_episodes(len(cache.episode_ends), config.data.val_fraction, config.seed)
+    table = window_table(cache.episode_ends, config.window, train_episodes.tolist())
+    val_table = _validation_table(cache, config, val_episodes)
+
+    def source(t: WindowTable, rank: int, world_size: int) -> BatchSource:
+        return BatchSource(
+            cache, t, obs_keys=list(spec.obs), action_key=spec.action_key, n_obs=config.window.n_obs,
+            horizon=config.window.horizon, batch_size=config.train.batch_size, seed=config.seed, rank=rank,
+            world_size=world_size,
+        )  # fmt: skip
+
+    skipped = sorted({*table.skipped, *(val_table.skipped if val_table else val_episodes.tolist())})
+    document |= {
+        "windows": len(table),
+        "n_train_episodes": len(train_episodes),
+        "n_val_episodes": len(val_episodes),
+        "skipped_episodes": skipped,
+        "cache": {"placement": cache.placement, "bytes": cache.nbytes, "reason": cache.reason},
+    }
+    console.print(
+        f"{document['n_episodes']} episodes, {document['n_steps']} steps; {len(table)} training windows of "
+        f"{len(train_episodes)} episodes, {len(val_episodes)} episodes held out; "
+        f"arrays in {cache.placement} ({cache.reason})",
+        highlight=False,
+    )
+    if skipped:
+        console.print(f"[yellow]{len(skipped)} episodes are too short for a window, left out: {skipped[:20]}[/yellow]")
+    return _Data(
+        spec, cache, train_episodes, source(table, accelerator.process_index, accelerator.num_processes),
+        source(val_table, 0, 1) if val_table else None, document,
+    )  # fmt: skip
+
+
+def _validation_table(cache: TrainingCache, config: TrainConfig, episodes: np.ndarray) -> WindowTable | None:
+    starts = np.concatenate([[0], cache.episode_ends[:-1]])
+    if not len(episodes) or (cache.episode_ends - starts)[episodes].max() < config.window.min_length:
+        return None
+    return window_table(cache.episode_ends, config.window, episodes.tolist())
+
+
+def _make_trainer(config: TrainConfig, data: _Data, accelerator: Accelerator) -> Trainer:
+    normalizer = fit_normalizer(
+        data.spec, encoder=StateEncoder(config.obs, data.spec.obs), cache=data.cache, source=data.source,
+        episodes=data.train_episodes, action_norm=config.action.norm,
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    policy = build_policy(
+        data.spec, obs=config.obs, head=config.policy, backbone=config.backbone, normalizer=normalizer
+    )
+    return Trainer(
+        policy, data.source, config=config.train, optim=config.optim, ema=config.ema, accelerator=accelerator,
+        seed=config.seed,
+    )  # fmt: skip
+
+
+def _resume(
+    trainer: Trainer, checkpoint: Checkpoint, arithmetic: dict[str, Any], dataset: dict[str, Any], console: Console
+) -> float | None:
+    """Put the trainer where the checkpoint left it; returns the best score so far."""
+    saved = checkpoint.document("training")
+    for name in ("n_episodes", "n_steps", "windows"):
+        if saved["dataset"][name] != dataset[name]:
+            raise CheckpointError(
+                f"the run was trained on {saved['dataset'][name]} {name.removeprefix('n_')}, the dataset now gives "
+                f"{dataset[name]}: a resumed run must see the same data"
+            )
+    for name, value in saved["arithmetic"].items():
+        if value != arithmetic[name]:
+            console.print(
+                f"[yellow]resuming with {name}={arithmetic[name]}, the run began with {value}: "
+                "the result will not be the same bit for bit[/yellow]"
+            )
+    names = ("policy", "policy_ema", "optimizer")
+    trainer.load_state({n: checkpoint.tensors(n) for n in names}, checkpoint.step)
+    console.print(f"resuming from step {checkpoint.step} ({checkpoint.path})", highlight=False)
+    best: float | None = saved["best_score"]
+    return best
+
+
+def _open_run(
+    config: TrainConfig, composed: Composed, start: Checkpoint | None, data: _Data, accelerator: Accelerator,
+    words: Sequence[str],
+) -> Path:  # fmt: skip
+    """Make the run's folder and write what describes it."""
+    what = config.task or Path(config.data.path).name.split(".")[0]
+    default = f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}_{what}_{composed.plain['choices']['policy']}"
+    run_dir = Path(config.run_dir or default).expanduser()
+    if start is None and (run_dir / "checkpoints" / "last").exists():
+        raise ConfigError(f"{run_dir} holds a run already: go on with resume={run_dir}, or choose another run_dir")
+    if not accelerator.is_main_process:
+        return run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(composed.plain)))
+    (run_dir / "dataset.json").write_text(json.dumps(data.document, indent=1))
+    found = info()
+    environment = {**found["versions"], **{k: str(v) for k, v in found["devices"].items()}, "host": platform.platform()}
+    (run_dir / "environment.json").write_text(json.dumps(environment, indent=1))
+    if start is None:
+        (run_dir / "command.txt").write_text("visuomotor train " + " ".join(shlex.quote(w) for w in words) + "\n")
+    return run_dir
+
+
+class _Run:
+    """One run: the loop with its subscribers, then the evaluation of the best checkpoint and the report."""
+
+    def __init__(
+        self, composed: Composed, data: _Data, trainer: Trainer, run_dir: Path, arithmetic: dict[str, Any],
+        accelerator: Accelerator, console: Console, best_score: float | None,
+    ) -> None:  # fmt: skip
+        self._composed, self._config, self._data, self._trainer = composed, composed.config, data, trainer
+        self._dir, self._arithmetic, self._accelerator, self._console = run_dir, arithmetic, accelerator, console
+        self._folder = CheckpointFolder(run_dir / "checkpoints")
+        self._best_score, self._saved_step = best_score, trainer.steps_done
+        self._evaluator = (
+            RolloutEvaluator(self._config.env, self._config.eval, data.spec)
+            if self._config.env is not None and self._config.eval.episodes > 0 and accelerator.is_main_process
+            else None
+        )
+
+    def execute(self) -> int:
+        """Train, evaluate, report; returns the exit status."""
+        try:
+            stopped = self._train()
+            if not self._accelerator.is_main_process:
+                return 0
+            if stopped:
+                self._console.print(
+                    f"stopped at step {self._trainer.steps_done}; go on with: visuomotor train resume={self._dir}",
+                    highlight=False,
+                )
+            elif self._evaluator is not None:
+                self._final_evaluation()
+            self._console.print(f"report: {write_report(self._dir).resolve()}", highlight=False)
+            return INTERRUPTED if stopped else 0
+        finally:
+            if self._evaluator is not None:
+                self._evaluator.close()
+
+    def _train(self) -> bool:
+        if not self._accelerator.is_main_process:
+            with GracefulStop() as stop:
+                self._trainer.run([], stop)
+            return stop.requested
+        log = MetricLog(self._dir, self._trainer.steps_done)
+        bar = ProgressBar(self._config.train.steps, self._trainer.steps_done, self._console)
+        with GracefulStop() as stop, bar:
+            self._trainer.run(self._subscribers(log, bar), stop)
+        log.close()
+        return stop.requested and self._trainer.steps_done < self._config.train.steps
+
+    def _subscribers(self, log: MetricLog, bar: ProgressBar) -> list[Callable[[StepEvent], None]]:
+        t = self._config.train
+        out = [every(t.log_every, log), every(t.log_every, bar)]
+        if self._data.validation is not None:
+            out.append(every(t.val_every, lambda e: self._validate(e, log), on_stop=False))
+        if self._evaluator is not None and t.eval_every:
+            out.append(every(t.eval_every, lambda e: self._evaluate(e, log), on_stop=False))
+        out.append(every(t.save_every, lambda e: self._save(e.step)))
+        return out
+
+    def _validate(self, event: StepEvent, log: MetricLog) -> None:
+        assert self._data.validation is not None
+        log.write(event.step, {"val_loss": self._trainer.validation_loss(self._data.validation)})
+
+    def _evaluate(self, event: StepEvent, log: MetricLog) -> None:
+        """Score the averaged weights on the selection seeds; the best so far is kept."""
+        assert self._evaluator is not None
+        result = self._evaluator.select(self._trainer.ema.module)
+        log.write(event.step, {"eval_score": result.score_mean, "eval_success": result.success_rate})
+        self._console.print(
+            f"step {event.step}: score {result.score_mean:.3f}, success {result.success_rate:.0%} "
+            f"over {len(result.episodes)} selection seeds",
+            highlight=False,
+        )
+        folder = self._dir / "eval"
+        folder.mkdir(exist_ok=True)
+        (folder / f"step_{event.step:08d}.json").write_text(json.dumps(result.to_dict(), indent=1))
+        if self._best_score is None or result.score_mean >= self._best_score:
+            self._best_score = result.score_mean
+            self._save(event.step, best=True)
+
+    def _save(self, step: int, *, best: bool = False) -> None:
+        if step == self._saved_step:  # saved as the best a moment ago
+            return
+        training = {
+            "best_score": self._best_score,
+            "arithmetic": self._arithmetic,
+            "seed": self._config.seed,
+            "dataset": {k: self._data.document[k] for k in ("path", "n_episodes", "n_steps", "windows")},
+        }
+        documents = {
+            "config": self._composed.plain,
+            "model": model_document(self._config),
+            "spec": self._data.spec.to_dict(),
+            "normalizer": self._trainer.policy.normalizer.to_dict(),
+            "training": training,
+        }
+        self._folder.save(step, self._trainer.state(), documents, best=best)
+        self._saved_step = step
+
+    def _final_evaluation(self) -> None:
+        """Score the chosen checkpoint on test seeds that nothing was selected by."""
+        assert self._evaluator is not None
+        chosen = resolve_checkpoint(self._dir)
+        result, document = self._evaluator.final(chosen, self._dir, self._console)
+        (self._dir / "eval").mkdir(exist_ok=True)
+        document["task"] = self._config.task
+        (self._dir / "eval" / "final.json").write_text(json.dumps(document, indent=1))
+        for warning in result.warnings:
+            self._console.print(f"[yellow]{warning}[/yellow]")

@@ -1,0 +1,103 @@
+"""Optimiser, learning-rate schedule and moving average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from visuomotor.data.errors import ConfigError
+
+M = TypeVar("M", bound=nn.Module)
+
+__all__ = ["EMA", "EMAConfig", "OptimConfig", "clip_gradients", "learning_rate", "make_optimizer"]
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay to 0, counted in optimiser steps.
+
+    ``weight_decay`` acts on matrices only: biases, gains and embeddings are left alone.
+    """
+
+    lr: float = 1e-4
+    betas: list[float] = field(default_factory=lambda: [0.95, 0.999])
+    weight_decay: float = 1e-6
+    warmup_steps: int = 500
+    grad_clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or self.weight_decay < 0 or self.warmup_steps < 0:
+            raise ConfigError(
+                f"optim: lr={self.lr} must be positive, weight_decay={self.weight_decay} and "
+                f"warmup_steps={self.warmup_steps} not negative"
+            )
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ConfigError(f"optim: betas={self.betas}: expected two numbers in [0, 1)")
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise ConfigError(f"optim: grad_clip={self.grad_clip}: expected a positive norm, or null for none")
+
+
+def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int) -> float:
+    """Rate of optimiser step ``step`` (from 0): linear up over the warm-up, then half a cosine down to 0."""
+    if step < warmup_steps:
+        return base * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * base * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over two groups: matrices with weight decay, all else without. Fused: one kernel over all tensors."""
+    params = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    betas = (config.betas[0], config.betas[1])
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, fused=True)
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
+    """Scale gradients so that their joint norm is at most ``max_norm``; returns the norm before that, as a tensor."""
+    params = [p for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None], foreach=True)
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm, foreach=True)
+    return norm
+
+
+@dataclass(kw_only=True, slots=True)
+class EMAConfig:
+    """Moving average of the weights: ``decay_t = min(max_decay, 1 - (1 + t) ** -power)``, Diffusion Policy's."""
+
+    max_decay: float = 0.9999
+    power: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_decay < 1 or not self.power > 0:
+            raise ConfigError(f"ema: max_decay={self.max_decay} must lie in [0, 1) and power={self.power} be positive")
+
+
+class EMA(Generic[M]):
+    """A frozen copy of a module that follows the trained weights, updated after every optimiser step."""
+
+    def __init__(self, source: M, config: EMAConfig) -> None:
+        self._config = config
+        self.module: M = copy.deepcopy(source).requires_grad_(False).eval()
+        self._source: list[Tensor] = [p for p in source.parameters() if p.requires_grad]
+        pairs = zip(self.module.parameters(), source.parameters(), strict=True)
+        self._average: list[Tensor] = [a for a, p in pairs if p.requires_grad]
+
+    def decay(self, step: int) -> float:
+        """Weight of the old average at optimiser step ``step`` (from 0)."""
+        return min(self._config.max_decay, 1.0 - (1.0 + step) ** -self._config.power)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Fold in the weights after optimiser step ``step`` (from 0)."""
+        torch._foreach_lerp_(self._average, self._source, 1.0 - self.decay(step))

@@ -1,0 +1,121 @@
+"""Conditional 1-D U-Net over the chunk (Chi et al. 2023, Diffusion Policy, after Janner et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from visuomotor.data.errors import ConfigError
+from visuomotor.policies.base import Backbone, BackboneConfig
+from visuomotor.policies.nets.embedding import TimeEmbedding
+
+__all__ = ["ConditionalUnet1d", "UnetConfig"]
+
+
+@dataclass(kw_only=True, slots=True)
+class UnetConfig(BackboneConfig):
+    """Sizes of :class:`ConditionalUnet1d`; the defaults are Diffusion Policy's for state observations.
+
+    ``horizon`` must be divisible by ``2 ** (len(dims) - 1)``: every level but the last halves the time axis.
+    """
+
+    dims: list[int] = field(default_factory=lambda: [256, 512, 1024])
+    kernel_size: int = 5
+    groups: int = 8
+    time_dim: int = 128
+
+    def __post_init__(self) -> None:
+        if not self.dims:
+            raise ConfigError("backbone unet: dims is empty: expected the channels of each level, as [256, 512, 1024]")
+        bad = [d for d in self.dims if d < self.groups or d % self.groups]
+        if bad:
+            raise ConfigError(f"backbone unet: dims {bad} are not multiples of groups = {self.groups}")
+        if self.kernel_size % 2 == 0:
+            raise ConfigError(
+                f"backbone unet: kernel_size {self.kernel_size} is even: expected odd, to keep the length"
+            )
+
+
+class _ConvBlock(nn.Sequential):
+    """Convolution, group norm, Mish."""
+
+    def __init__(self, inp: int, out: int, c: UnetConfig) -> None:
+        super().__init__(
+            nn.Conv1d(inp, out, c.kernel_size, padding=c.kernel_size // 2), nn.GroupNorm(c.groups, out), nn.Mish()
+        )
+
+
+class _ResBlock(nn.Module):
+    """Two convolution blocks with FiLM between them, and a skip."""
+
+    def __init__(self, inp: int, out: int, c: UnetConfig) -> None:
+        super().__init__()
+        self.out_channels = out
+        self.first, self.second = _ConvBlock(inp, out, c), _ConvBlock(out, out, c)
+        self.skip = nn.Conv1d(inp, out, 1) if inp != out else nn.Identity()
+
+    def forward(self, x: Tensor, modulation: Iterator[Tensor]) -> Tensor:
+        scale, shift = 1 + next(modulation), next(modulation)  # [B, C, 1]
+        h = torch.addcmul(shift, self.first(x), scale)  # [B, C, T]
+        return self.second(h) + self.skip(x)
+
+
+class _Level(nn.Module):
+    """Two residual blocks, then a change of length; also returns what it had before that change."""
+
+    def __init__(self, inp: int, out: int, resize: nn.Module, c: UnetConfig) -> None:
+        super().__init__()
+        self.first, self.second, self.resize = _ResBlock(inp, out, c), _ResBlock(out, out, c), resize
+
+    def forward(self, x: Tensor, modulation: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+        h = self.second(self.first(x, modulation), modulation)
+        return self.resize(h), h
+
+
+class ConditionalUnet1d(Backbone):
+    """Noisy chunk, time and observation to a chunk. FiLM scales and shifts of all blocks come from one linear layer."""
+
+    def __init__(
+        self, config: UnetConfig, *, action_dim: int, horizon: int, n_obs: int, feature_dim: int, time_scale: float
+    ) -> None:
+        super().__init__()
+        dims = config.dims
+        shrink = 2 ** (len(dims) - 1)
+        if horizon % shrink:
+            raise ConfigError(
+                f"backbone unet: horizon {horizon} cannot be halved {len(dims) - 1} times for dims {dims}: "
+                f"expected a multiple of {shrink}"
+            )
+        self.time = TimeEmbedding(config.time_dim, scale=time_scale)
+        self.down = nn.ModuleList()
+        for i, (inp, out) in enumerate(zip([action_dim, *dims[:-1]], dims, strict=True)):
+            last = i == len(dims) - 1
+            self.down.append(_Level(inp, out, nn.Identity() if last else nn.Conv1d(out, out, 3, 2, 1), config))
+        self.mid = nn.ModuleList([_ResBlock(dims[-1], dims[-1], config) for _ in range(2)])
+        self.up = nn.ModuleList(
+            _Level(2 * inp, out, nn.ConvTranspose1d(out, out, 4, 2, 1), config)
+            for inp, out in zip(dims[:0:-1], dims[-2::-1], strict=True)
+        )
+        self.out = nn.Sequential(_ConvBlock(dims[0], dims[0], config), nn.Conv1d(dims[0], action_dim, 1))
+        self._sizes = [m.out_channels for m in self.modules() if isinstance(m, _ResBlock) for _ in range(2)]
+        self.film = nn.Sequential(nn.Mish(), nn.Linear(config.time_dim + n_obs * feature_dim, sum(self._sizes)))
+
+    def condition(self, features: Tensor) -> Tensor:
+        return features.flatten(1)  # [B, To, F] -> [B, To * F]
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        film = self.film(torch.cat([self.time(t), cond.float()], dim=-1))[..., None]  # [B, sum of sizes, 1]
+        modulation = iter(film.split(self._sizes, dim=1))
+        h = x.transpose(1, 2)  # [B, Da, H]
+        skips: list[Tensor] = []
+        for level in self.down:
+            h, skip = level(h, modulation)
+            skips.append(skip)
+        for block in self.mid:
+            h = block(h, modulation)
+        for level in self.up:
+            h, _ = level(torch.cat([h, skips.pop()], dim=1), modulation)
+        return self.out(h).transpose(1, 2)

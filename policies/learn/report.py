@@ -43,8 +43,8 @@ def write_report(run_dir: Path) -> Path:
     if final is None:
         notes.append("There is no final evaluation: the run was interrupted before it, or it was switched off.")
 
-    else:
-        notes += [str(warning) for warning in final.get("warnings") or ()]
+    elif isinstance(final.get("warnings"), list):
+        notes += map(str, final["warnings"])
 
     def section(render: Callable[[], str], source: str) -> str:
         try:

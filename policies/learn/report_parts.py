@@ -211,7 +211,8 @@ def _array_rows(name: str, spec: Json) -> list[list[str]]:
         return [[*facts, "", "", "", "", "", ""]]
     columns = [stats[name] for name in ("min", "max", "mean", "std", "n_nonfinite")]
     n = len(columns[0])
-    names = spec.get("names") if len(spec.get("names") or ()) == n else range(n)
+    given = spec.get("names") or ()
+    names = list(given) if len(given) == n else list(range(n))
     shown = range(min(n, MAX_COMPONENTS))
     rows = [[*([""] * 5), str(names[i]), *("" if c[i] is None else human(c[i]) for c in columns)] for i in shown]
     rows[0][:5] = facts

@@ -59,19 +59,20 @@ def run_dir(tmp_path: Path) -> Path:
     (run / "eval").mkdir(parents=True)
     (run / "config.yaml").write_text("task:\n  name: pusht\npolicy:\n  head: diffusion\n  horizon: 16\n")
     (run / "command.txt").write_text("visuomotor train task=pusht data.path='demos <raw> & more.zarr' seed=0\n")
+    figures = {"min": [13.4, 32.9, 57.0, 93.4, 0.0], "max": [496.1, 510.9, 439.9, 485.6, 6.283], "n_nonfinite": [0] * 5}
+    figures |= {"mean": [230.1, 293.0, 250.2, 276.3, 2.1], "std": [102.0, 99.0, 70.0, 66.0, 1.6]}
+    empty = {"min": [0.0, None], "max": [4.0, None], "mean": [1.0, None], "std": [1.0, None], "n_nonfinite": [0, 25650]}
+    names = ["agent_x", "agent_y", "block_x", "block_y", "block_angle"]
+    common = {"dtype": "float32", "role": "observation", "unit": None, "names": None}
     keys = {
-        "state": {
-            "shape": [5], "dtype": "float32", "role": "observation", "unit": None, "min": [13.4, 32.9, 57.0, 93.4, 0.0],
-            "max": [496.1, 510.9, 439.9, 485.6, 6.283],
-            "mean": [230.1, 293.0, 250.2, 276.3, 2.1], "std": [102, 99, 70, 66, 1.6],
-        },
-        "keypoint": {"shape": [2, 2], "dtype": "float32", "role": "observation", "unit": "px", "min": [[0, 1], [2, 3]],
-                     "max": [[4, 5], [6, 7]], "mean": [[1, 2], [3, 4]], "std": [[1, 1], [1, 1]]},
-        "img": {"shape": [96, 96, 3], "dtype": "float32", "role": "observation", "unit": None},
-    }  # fmt: skip
+        "state": {**common, "shape": [5], "names": names, "stats": figures},
+        "gauge": {**common, "shape": [2], "unit": "px", "stats": empty},
+        "img": {**common, "shape": [96, 96, 3]},
+    }
     dataset = {
         "path": "demos <raw> & more.zarr", "n_episodes": 206, "n_steps": 25650, "fps": 10.0,
         "windows": 24208, "keys": keys, "n_train_episodes": 202, "n_val_episodes": 4,
+        "cache": {"placement": "ram", "bytes": 718200, "reason": "0.001 GB fit the budget of 8 GB"},
         "lengths": {"min": 49, "median": 122, "max": 246}, "skipped_episodes": [],
     }  # fmt: skip
     (run / "dataset.json").write_text(json.dumps(dataset))
@@ -157,7 +158,15 @@ def test_report_holds_everything_and_fetches_nothing(run_dir: Path) -> None:
         "21.8k samples/s",
     ):
         assert part in page.text, part
-    for part in ("206 (202 train, 4 held out)", "25,650", "24,208", "seed 100002, score 0.900, success", "horizon: 16"):
+    for part in (
+        "206 (202 train, 4 held out)",
+        "25,650",
+        "24,208",
+        "seed 100002, score 0.900, success",
+        "horizon: 16",
+        "block_angle",
+        "in ram: 0.001 GB fit",
+    ):
         assert part in page.text, part
     assert page.tags.count("svg") == 5
     assert page.text.count("100099") == 1
@@ -213,6 +222,15 @@ def test_a_missing_video_is_named(run_dir: Path) -> None:
     page = Page(write_report(run_dir).read_text())
     assert "eval/worst_0.mp4 is missing" in page.text
     assert len(page.fetched) == 2
+
+
+def test_one_episode_has_no_interval_and_warnings_are_shown(run_dir: Path) -> None:
+    final = json.loads((run_dir / "eval" / "final.json").read_text())
+    final.update(score={"mean": 0.25, "low": None, "high": None}, warnings=["seed 100003 scored 0.2 when filmed"])
+    (run_dir / "eval" / "final.json").write_text(json.dumps(final))
+    page = Page(write_report(run_dir).read_text())
+    assert "seed 100003 scored 0.2 when filmed" in page.text
+    assert page.text.count("95 % interval") == 1
 
 
 def test_a_run_that_diverged_is_drawn_without_its_nans(run_dir: Path) -> None:

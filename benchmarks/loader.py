@@ -17,6 +17,7 @@ threads: on a machine that others use as well, two threads wait for each other. 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -88,7 +89,6 @@ def per_sample(arrays: dict[str, NDArray[Any]], table: WindowTable, batch_size: 
         batch_size,
         shuffle=True,
         num_workers=N_WORKERS,
-        persistent_workers=True,
         drop_last=True,
     )
     batches = endless(loader)
@@ -172,19 +172,20 @@ def measure(path: Path, cache_dir: str, rounds: int, seconds: float) -> dict[str
     low = {k: stored[k] for k in ("state", "action")}
     lean = {**low, "img": caches["ram"].arrays["img"].numpy()}
 
-    methods: dict[str, dict[str, NextBatch]] = {
+    # Made anew each round: the workers of one method must not fill their queues while another is measured.
+    methods: dict[str, dict[str, Callable[[], NextBatch]]] = {
         "image": {
-            "ours_ram": ours(caches["ram"], table, ["img", "state"], IMAGE_BATCH),
-            "ours_mmap": ours(caches["mmap"], table, ["img", "state"], IMAGE_BATCH),
-            "per_sample": per_sample(stored, table, IMAGE_BATCH, lean=False),
-            "per_sample_lean": per_sample(lean, table, IMAGE_BATCH, lean=True),
-            "zarr": from_zarr(path, keys, table, IMAGE_BATCH),
+            "ours_ram": lambda: ours(caches["ram"], table, ["img", "state"], IMAGE_BATCH),
+            "ours_mmap": lambda: ours(caches["mmap"], table, ["img", "state"], IMAGE_BATCH),
+            "per_sample": lambda: per_sample(stored, table, IMAGE_BATCH, lean=False),
+            "per_sample_lean": lambda: per_sample(lean, table, IMAGE_BATCH, lean=True),
+            "zarr": lambda: from_zarr(path, keys, table, IMAGE_BATCH),
         },
         "state": {
-            "ours_ram": ours(caches["ram"], table, ["state"], STATE_BATCH),
-            "ours_mmap": ours(caches["mmap"], table, ["state"], STATE_BATCH),
-            "per_sample": per_sample(low, table, STATE_BATCH, lean=False),
-            "zarr": from_zarr(path, ["state", "action"], table, STATE_BATCH),
+            "ours_ram": lambda: ours(caches["ram"], table, ["state"], STATE_BATCH),
+            "ours_mmap": lambda: ours(caches["mmap"], table, ["state"], STATE_BATCH),
+            "per_sample": lambda: per_sample(low, table, STATE_BATCH, lean=False),
+            "zarr": lambda: from_zarr(path, ["state", "action"], table, STATE_BATCH),
         },
     }
     sizes = {"image": IMAGE_BATCH, "state": STATE_BATCH}
@@ -193,10 +194,11 @@ def measure(path: Path, cache_dir: str, rounds: int, seconds: float) -> dict[str
     for _ in range(rounds):
         bandwidth.append(copy_bandwidth())
         for kind, group in methods.items():
-            for name, next_batch in group.items():
+            for name, make in group.items():
                 if name == "zarr" and seen[kind][name]:
                     continue  # seconds a batch; one round tells enough
-                seen[kind][name].append(rate(next_batch, sizes[kind], seconds))
+                seen[kind][name].append(rate(make(), sizes[kind], seconds))
+                gc.collect()  # ends the worker processes
     memory = statistics.median(bandwidth)
     result: dict[str, Any] = {
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
@@ -206,7 +208,7 @@ def measure(path: Path, cache_dir: str, rounds: int, seconds: float) -> dict[str
     }
     for kind, group in seen.items():
         median = {name: statistics.median(rates) for name, rates in group.items()}
-        size = batch_bytes(methods[kind]["ours_ram"]()) / sizes[kind]
+        size = batch_bytes(methods[kind]["ours_ram"]()()) / sizes[kind]
         moved = {n: 2 * size * median[n] for n in ("ours_ram", "ours_mmap")}  # each byte is read once and written once
         result[kind] = {
             "batch_size": sizes[kind],

@@ -164,8 +164,8 @@ def line_chart(
 def histogram(title: str, scores: Sequence[float], success: Sequence[bool], bins: int = 20) -> str:
     """Scores in 0..1 as stacked bars, successes above failures; scores outside are counted at the nearest end."""
     counts = [[0, 0] for _ in range(bins)]
-    for score, good in zip(scores, success, strict=True):
-        counts[min(max(int(score * bins), 0), bins - 1)][bool(good)] += 1
+    for score, reached in zip(scores, success, strict=True):
+        counts[min(max(int(score * bins), 0), bins - 1)][bool(reached)] += 1
     top = max(1, max(sum(c) for c in counts))
     width, height, floor = (WIDTH - LEFT - RIGHT) / bins, HEIGHT - BOTTOM - TOP, HEIGHT - BOTTOM
     bars = []

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from visuomotor.configs.cli import main
+from visuomotor.configs.compose import compose_train
 from visuomotor.data.store import DemoStore
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +50,22 @@ def test_the_task_example_steps(tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text(example + use)
     done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    known = set(re.findall(r"^  visuomotor (data \w+|\w+)", capsys.readouterr().out, re.MULTILINE))
+    named = set(re.findall(r"`visuomotor (data \w+|\w+)", page.read_text(encoding="utf-8")))
+    assert named <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_settings_of_written_train_commands_are_accepted(page: Path) -> None:
+    for line in re.findall(r"^visuomotor train ([^#\n]*)", page.read_text(encoding="utf-8"), re.MULTILINE):
+        words = shlex.split(line)
+        if "--help" not in words:
+            compose_train(words)
 
 
 def test_make_help_lists_every_target() -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -123,9 +124,10 @@ class CheckpointFolder:
             self._link("last", final)
             if best:
                 self._link("best", final)
-        except OSError as e:
+        except (OSError, SafetensorError) as e:  # safetensors reports a full disk in an exception of its own
             shutil.rmtree(temporary, ignore_errors=True)
-            why = "no space left on the disk" if e.errno in (errno.ENOSPC, errno.EDQUOT) else str(e)
+            full = getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(e)
+            why = "no space left on the disk" if full else str(e)
             kept = (
                 f"the previous checkpoint {self._target('last')} is intact"
                 if self._target("last")

@@ -1,0 +1,97 @@
+"""``visuomotor data inspect | validate``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from visuomotor.data.describe import describe
+from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.data.store import DemoStore
+from visuomotor.data.validate import validate
+
+__all__ = ["main"]
+
+USAGE = """\
+visuomotor data inspect <zarr> [json]   episodes, arrays and statistics; as JSON for programs
+visuomotor data validate <zarr>         decode everything and name what is wrong: array, episode, step;
+                                        exit status 1 if there is an error
+"""
+_COMPONENTS = 8  # shown of each array
+
+
+def main(words: Sequence[str]) -> int:
+    """Run ``inspect`` or ``validate``; returns the exit status."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    verbs = {"inspect": _inspect, "validate": _validate}
+    if words[0] not in verbs:
+        raise ConfigError(f"unknown command 'data {words[0]}'. {nearest(words[0], verbs)}")
+    if len(words) < 2:
+        raise ConfigError(f"data {words[0]}: give the path of a Zarr store")
+    with DemoStore.open(words[1].removeprefix("path=")) as store:
+        return verbs[words[0]](store, list(words[2:]))
+
+
+def _inspect(store: DemoStore, options: list[str]) -> int:
+    if options not in ([], ["json"]):
+        raise ConfigError(f"data inspect: unknown option {options[0]!r}. Known: json")
+    document = describe(store)
+    if options:
+        print(json.dumps(document, indent=1))
+        return 0
+    console = Console()
+    lengths = document["lengths"] or {"min": 0, "median": 0, "max": 0}
+    rate = "unknown rate" if document["fps"] is None else f"{document['fps']:g} Hz"
+    console.print(
+        f"{document['path']}: {document['n_episodes']} episodes, {document['n_steps']} steps, {rate}; episode length "
+        f"{lengths['min']} / {lengths['median']:g} / {lengths['max']} (min / median / max)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for column, kind in document["episode_columns"].items():
+        console.print(f"  per episode: {column} ({kind})", highlight=False)
+    console.print(_table(document["keys"]))
+    for key, reason in document["unusable"].items():
+        console.print(f"[yellow]{key} cannot be used: {reason}[/yellow]")
+    return 0
+
+
+def _table(keys: dict[str, Any]) -> Table:
+    table = Table("array", "step", "type", "role", "unit", "component", "min", "max", "mean", "std")
+    for name, key in keys.items():
+        head = [name, str(tuple(key["shape"])), key["dtype"], key["role"], key["unit"] or ""]
+        stats = key.get("stats")
+        n = len(stats["min"]) if stats else 0
+        if not n:
+            table.add_row(*head)
+        for i in range(min(n, _COMPONENTS)):
+            label = key["names"][i] if key["names"] and len(key["names"]) == n else str(i)
+            figures = [_figure(stats[s][i]) for s in ("min", "max", "mean", "std")]
+            table.add_row(*(head if i == 0 else [""] * 5), label, *figures)
+        if n > _COMPONENTS:
+            table.add_row(*[""] * 5, f"… {n - _COMPONENTS} more")
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _validate(store: DemoStore, options: list[str]) -> int:
+    if options:
+        raise ConfigError(f"data validate takes no options, got {options[0]!r}")
+    findings = validate(store)
+    for finding in findings:
+        print(finding)
+    errors = sum(f.severity == "error" for f in findings)
+    print(
+        f"{store.path}: {store.n_episodes} episodes, {store.n_steps} steps, "
+        f"{errors} error(s), {len(findings) - errors} warning(s)"
+    )
+    return 1 if errors else 0

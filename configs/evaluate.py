@@ -1,0 +1,126 @@
+"""``visuomotor eval``: a checkpoint in its task, or against held-out demonstrations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from visuomotor.configs.build import LoadedPolicy, load_policy, pick_device, set_threads
+from visuomotor.configs.compose import parse_plain
+from visuomotor.configs.rollout import RolloutEvaluator, print_result, result_document
+from visuomotor.configs.schema import EvalConfig, RolloutConfig
+from visuomotor.data.batches import BatchSource
+from visuomotor.data.cache import CacheConfig, load_cache
+from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.data.store import DemoStore
+from visuomotor.data.windows import split_episodes, window_table
+from visuomotor.envs.registry import get_task
+from visuomotor.policies.learn.open_loop import open_loop_error
+
+__all__ = ["main"]
+
+
+def main(words: Sequence[str]) -> int:
+    """Evaluate as ``words`` say (``key=value ...``); returns the exit status."""
+    config = parse_plain(EvalConfig, words)
+    set_threads(config.threads)
+    loaded = load_policy(
+        config.checkpoint,
+        weights=config.weights,
+        device=pick_device(config.device),
+        solver=config.solver,
+        sample_steps=config.sample_steps,
+    )
+    console = Console()
+    document = _open_loop(config, loaded, console) if config.data is not None else _roll_out(config, loaded, console)
+    out = _out(config, loaded)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "eval.json").write_text(json.dumps(document, indent=1))
+    console.print(f"written: {out / 'eval.json'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _out(config: EvalConfig, loaded: LoadedPolicy) -> Path:
+    """``<run>/eval/<checkpoint>-<what>``, or the folder that was asked for."""
+    if config.out is not None:
+        return Path(config.out).expanduser()
+    checkpoint = loaded.checkpoint.path
+    parent = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    return parent / "eval" / f"{checkpoint.name}-{'open-loop' if config.data else config.task or 'task'}"
+
+
+def _roll_out(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dict[str, Any]:
+    saved = loaded.checkpoint.document("config")
+    task = config.task or saved["config"]["task"]
+    if task is None:
+        raise ConfigError("this policy was trained without a task: give task=<name> to roll out, or data=<zarr>")
+    schema = get_task(task).config_class
+    overrides = {**(saved["config"]["env"] if saved["config"]["task"] == task else {}), **config.env}
+    known = set(schema.__dataclass_fields__)  # type: ignore[attr-defined]
+    if unknown := sorted(set(overrides) - known):
+        raise ConfigError(f"task {task!r} has no setting env.{unknown[0]}. {nearest(unknown[0], known)}")
+    try:
+        env = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), overrides))
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"env: {str(e).splitlines()[0]}") from None
+    rollout = RolloutConfig(
+        episodes=config.episodes, selection_episodes=1, num_envs=config.num_envs, videos=config.videos
+    )
+    evaluator = RolloutEvaluator(env, rollout, loaded.policy.spec, n_exec=config.n_exec)
+    out = _out(config, loaded)
+    try:
+        result = evaluator.test(loaded.policy, out / "videos")
+    finally:
+        evaluator.close()
+    print_result(result, console, f"{loaded.checkpoint.path.name} ({config.weights} weights)")
+    for warning in result.warnings:
+        console.print(f"[yellow]{warning}[/yellow]")
+    return {"task": task, "checkpoint": str(loaded.checkpoint.path), **result_document(result, out)}
+
+
+def _open_loop(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dict[str, Any]:
+    spec = loaded.policy.spec
+    assert config.data is not None
+    with DemoStore.open(config.data) as store:
+        store.require([*spec.obs, spec.action_key])
+        action = store.specs[spec.action_key]
+        spec.check_source(store.specs, action, store.fps, source=f"the store {store.path}")
+        cache = load_cache(store, [*spec.obs, spec.action_key], CacheConfig())
+    episodes, which = _held_out(loaded, cache.episode_ends, config.data)
+    table = window_table(cache.episode_ends, spec.window, episodes.tolist())
+    source = BatchSource(
+        cache, table, obs_keys=list(spec.obs), action_key=spec.action_key, n_obs=spec.window.n_obs,
+        horizon=spec.window.horizon, batch_size=256, seed=0,
+    )  # fmt: skip
+    error = open_loop_error(loaded.policy, source)
+    unit = f" {spec.action.unit}" if spec.action.unit else ""
+    console.print(f"open-loop error over {error.n_windows} windows of {which}:", highlight=False, soft_wrap=True)
+    names = spec.action.names or [f"action {i}" for i in range(spec.action.size)]
+    for name, mae, rmse in zip(names, error.mae.tolist(), error.rmse.tolist(), strict=True):
+        console.print(f"  {name}: mean absolute error {mae:.4g}{unit}, RMSE {rmse:.4g}{unit}", highlight=False)
+    return {
+        "data": config.data,
+        "checkpoint": str(loaded.checkpoint.path),
+        "episodes": episodes.tolist(),
+        **error.to_dict(),
+    }
+
+
+def _held_out(loaded: LoadedPolicy, episode_ends: np.ndarray, path: str) -> tuple[np.ndarray, str]:
+    """The episodes that training held out; of another dataset, all."""
+    saved = loaded.checkpoint.document("config")["config"]
+    trained_on = loaded.checkpoint.document("training")["dataset"]
+    n = len(episode_ends)
+    if (trained_on["n_episodes"], trained_on["n_steps"]) != (n, int(episode_ends[-1])):
+        return np.arange(n), f"all {n} episodes of {path} (the policy was trained on another dataset)"
+    held_out = split_episodes(n, saved["data"]["val_fraction"], saved["seed"])[1]
+    if not len(held_out):
+        raise ConfigError("this policy was trained on all episodes (data.val_fraction=0): none is held out")
+    return held_out, f"{len(held_out)} held-out episodes"

@@ -1,0 +1,109 @@
+"""``--help``: every setting with its default and what it means, read from the schemas and their docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any
+
+from omegaconf import MISSING as MUST_BE_GIVEN
+
+from visuomotor.configs.compose import groups
+from visuomotor.configs.registry import backbones, heads
+from visuomotor.configs.schema import EvalConfig, TrainConfig
+from visuomotor.envs.registry import get_task, task_names
+
+__all__ = ["eval_help", "train_help"]
+
+_TRAIN = """\
+visuomotor train: train a policy on demonstrations, evaluate it, write report.html
+
+  visuomotor train task=pusht data.path=pusht.zarr               everything else has a default
+  visuomotor train data.path=my.zarr obs.keys=[qpos,cube_pose]   your own data, no simulator
+  visuomotor train data.path=my.zarr backbone=unet window.horizon=32 train.steps=50000
+  visuomotor train resume=runs/<run>                             go on with an interrupted run, bit for bit
+  torchrun --nproc-per-node=4 -m visuomotor.configs.cli train …  several GPUs
+
+The run's folder holds report.html, checkpoints/, metrics.jsonl, tensorboard/, eval/ and videos/.
+Ctrl-C stops after the current step and leaves a checkpoint to resume from.
+"""
+_EVAL = """\
+visuomotor eval: measure a trained policy
+
+  visuomotor eval checkpoint=runs/<run> task=pusht      roll out on test seeds: score and success with intervals, videos
+  visuomotor eval checkpoint=runs/<run> data=my.zarr    open-loop error on held-out episodes
+
+"""
+
+
+def train_help() -> str:
+    """Help of ``visuomotor train``."""
+    words = "\n".join(f"  {name}={'|'.join(options)}" for name, options in groups().items())
+    sections: list[tuple[str, type]] = [("", TrainConfig)]
+    sections += [(f"policy={n}: policy.", e.config_class) for n, e in heads().items()]
+    sections += [(f"backbone={n}: backbone.", e.config_class) for n, e in backbones().items()]
+    sections += [(f"task={n}: env.", get_task(n).config_class) for n in task_names()]
+    body = "\n".join(_section(title, schema) for title, schema in sections)
+    return (
+        f"{_TRAIN}\nChosen by one word (the first defaults: policy=diffusion backbone=mlp task=none)\n{words}\n\n{body}"
+    )
+
+
+def eval_help() -> str:
+    """Help of ``visuomotor eval``."""
+    return _EVAL + _section("", EvalConfig)
+
+
+def _section(title: str, schema: type) -> str:
+    prefix = title.split(": ")[-1]
+    head = f"Settings of {title.rsplit(': ', 1)[0]}" if title else "Settings, with their defaults"
+    return f"{head}\n" + "".join(_lines(prefix, schema)) + ("" if title else "\n")
+
+
+def _lines(prefix: str, schema: type) -> list[str]:
+    texts = _descriptions(schema)
+    out = []
+    for f in fields(schema):
+        default = _default(f)
+        if is_dataclass(default):
+            out += _lines(f"{prefix}{f.name}.", type(default))
+            continue
+        if default == MUST_BE_GIVEN and f.name in groups():
+            continue  # chosen by one word, listed above
+        shown = "(must be given)" if default == MUST_BE_GIVEN else _show(default)
+        out.append(_entry(f"{prefix}{f.name}={shown}", texts.get(f.name, "")))
+    return out
+
+
+def _default(f: Field[Any]) -> Any:
+    return f.default_factory() if f.default_factory is not MISSING else f.default
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _entry(setting: str, text: str) -> str:
+    wrapped = textwrap.wrap(text, width=72)
+    first = f"  {setting:<42}"
+    if len(setting) > 41 and wrapped:
+        return f"  {setting}\n" + "".join(f"{'':44}{line}\n" for line in wrapped)
+    lines = [first + (wrapped[0] if wrapped else "")] + [f"{'':44}{line}" for line in wrapped[1:]]
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _descriptions(schema: type) -> dict[str, str]:
+    """``{field: text}`` from the ``Attributes`` of the docstrings of ``schema`` and its parents."""
+    out: dict[str, str] = {}
+    for cls in reversed(schema.__mro__):
+        doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
+        _, _, attributes = doc.partition("Attributes:\n")
+        for entry in re.split(r"\n(?=    \w)", attributes.split("\n\n")[0]):
+            names, _, text = entry.strip().partition(":")
+            plain = " ".join(text.replace("``", "").split())
+            out |= {name.strip(): plain for name in names.split(",") if name.strip().isidentifier()}
+    return out

@@ -117,12 +117,37 @@ def find_damage(
         if path in lost:
             yield path, region, lost[path]
             continue
+        error = _decode_error(root, array, path, region)
+        if error is not None:
+            yield path, region, error
+
+
+def _decode_error(root: Root, array: zarr.Array, path: str, region: Region) -> str | None:
+    """Why one chunk file cannot be decoded, or None.
+
+    A shard is read in two steps, index and content; a writer that replaces the file between them is no damage.
+    """
+    while True:
+        before = _version(root, path)
         try:
             array[region]
         except MemoryError:
             raise
         except Exception as error:  # every decompressor raises a type of its own
-            yield path, region, str(error)
+            if _version(root, path) == before:
+                return str(error)
+        else:
+            return None
+
+
+def _version(root: Root, path: str) -> tuple[int, int] | None:
+    if isinstance(root.files, ZipStore):
+        return None
+    try:
+        stat = os.stat(root.path / path)
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def episodes_at(ends: np.ndarray, start: int, stop: int) -> str:

@@ -102,8 +102,9 @@ def read_journal(folder: Path, specs: Mapping[str, ArraySpec], n_episodes: int, 
     """Committed entries that follow the ``n_episodes`` episodes (``n_steps`` steps) of the arrays, in order.
 
     Raises:
-        DataError: an entry is damaged, or one is missing before another.
-        FileNotFoundError: a writer moved an entry into the arrays while we looked; read ``episode_ends`` again.
+        DataError: an entry is damaged.
+        FileNotFoundError: an entry is missing: as a rule a writer moved it into the arrays while we looked, so read
+            ``episode_ends`` again; if it stays so, somebody removed it.
     """
     entries: list[JournalEntry] = []
     for path in _committed(folder):
@@ -111,11 +112,9 @@ def read_journal(folder: Path, specs: Mapping[str, ArraySpec], n_episodes: int, 
             continue
         expected = n_episodes + len(entries)
         if int(path.name) != expected:
-            if not (folder / f"{expected:08d}").exists() and path.exists():
-                raise DataError(
-                    f"{folder} holds episode {int(path.name)} but not episode {expected}: put it back, or remove {path}"
-                )
-            raise FileNotFoundError(path)
+            raise FileNotFoundError(
+                f"episode {expected} is neither in the arrays nor in {folder}, which has {path.name}"
+            )
         entries.append(_load(path, entries[-1].stop if entries else n_steps, specs))
     return entries
 

@@ -60,20 +60,26 @@ class Root:
     def arrays(self, folder: str) -> list[str]:
         """Names of the arrays directly in ``folder``, sorted, whether or not they can be opened."""
         top = self.tree / folder
-        names = [p.name for p in top.iterdir() if p.is_dir() and _is_array(p)] if top.is_dir() else []
+        names = (
+            [p.name for p in top.iterdir() if p.is_dir() and _node_type(p) in ("array", "damaged")]
+            if top.is_dir()
+            else []
+        )
         return sorted(names)
 
 
-def _is_array(p: Path | zipfile.Path) -> bool:
-    if (p / ".zarray").exists():
-        return True
+def _node_type(p: Path | zipfile.Path) -> str | None:
+    """``"array"``, ``"group"``, ``"damaged"``, or None for a folder that is no Zarr node."""
+    for name, kind in ((".zarray", "array"), (".zgroup", "group")):
+        if (p / name).exists():
+            return kind
     meta = p / "zarr.json"
     if not meta.exists():
-        return False
+        return None
     try:
-        return json.loads(meta.read_text())["node_type"] == "array"
+        return str(json.loads(meta.read_text())["node_type"])
     except (ValueError, KeyError, TypeError):
-        return True  # damaged: opening it will say so
+        return "damaged"
 
 
 def _some(names: list[str]) -> str:
@@ -92,7 +98,10 @@ def open_root(path: Path, mode: str) -> Root:
             f"no demonstration store at {path}: nothing is there. In {path.parent}: {nearest(path.name, beside)}"
         )
     files = _open_zip(path) if path.is_file() else _open_folder(path, mode)
-    group = zarr.open_group(files, mode="r" if mode == "r" else "r+", use_consolidated=False)
+    try:
+        group = zarr.open_group(files, mode="r" if mode == "r" else "r+", use_consolidated=False)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} has damaged group metadata: {type(error).__name__}: {error}") from None
     root = Root(path, group, files)
     keys, meta = root.arrays("data"), root.arrays("meta")
     if ENDS not in meta or not (root.tree / "data").is_dir():
@@ -108,11 +117,14 @@ def open_root(path: Path, mode: str) -> Root:
 
 
 def _open_folder(path: Path, mode: str) -> LocalStore:
-    if (path / ".zarray").exists() or ((path / "zarr.json").exists() and _is_array(path)):
+    kind = _node_type(path)
+    if kind == "damaged":
+        raise DataError(f"{path} has a damaged zarr.json: it is no JSON with a node_type. Restore it from a copy")
+    if kind == "array":
         raise DataError(f"{path} is a single Zarr array, not a group. {_EXPECTED}")
-    if not ((path / "zarr.json").exists() or (path / ".zgroup").exists()):
+    if kind is None:
         inside = list(path.iterdir())
-        zarrs = [p.name for p in inside if p.is_dir() and ((p / "zarr.json").exists() or (p / ".zgroup").exists())]
+        zarrs = [p.name for p in inside if p.is_dir() and _node_type(p)]
         hint = f" Did you mean {path / sorted(zarrs)[0]}?" if zarrs else ""
         raise DataError(
             f"{path} is a folder but not a Zarr (no zarr.json, no .zgroup).{hint} {_EXPECTED}. "

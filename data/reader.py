@@ -51,9 +51,10 @@ class StoreReader:
             try:
                 self._load()
                 return
-            except FileNotFoundError:  # an entry went into the arrays between our two looks
+            except FileNotFoundError as error:  # an entry went into the arrays between our two looks
+                reason = error
                 time.sleep(0.01)
-        raise DataError(f"{self.path} changes faster than it can be opened: try again when its writer is less busy")
+        raise DataError(f"{self.path}: {reason}")
 
     def _read_specs(self, declared: Mapping[str, ArraySpec]) -> None:
         present = self.root.arrays("data")
@@ -228,15 +229,16 @@ class StoreReader:
         array, name = self.arrays[key], f"data/{key}"
         for path, region, reason in lost_chunks(self.root, array, name, start, stop, complete=self.ours):
             raise self._damage(key, path, region, reason)
-        try:
-            rows = np.asarray(array[start:stop])
-        except MemoryError:
-            raise
-        except Exception as error:  # every decompressor raises a type of its own
-            for path, region, reason in find_damage(self.root, array, name, start, stop, complete=self.ours):
-                raise self._damage(key, path, region, reason) from None
-            raise DataError(f"{self.path}: array {key!r}: steps {start} to {stop} cannot be read: {error}") from None
-        return rows.astype(self.specs[key].dtype, copy=False)
+        for _ in range(_PATIENCE):
+            try:
+                return np.asarray(array[start:stop]).astype(self.specs[key].dtype, copy=False)
+            except MemoryError:
+                raise
+            except Exception as error:  # every decompressor raises a type of its own
+                for path, region, why in find_damage(self.root, array, name, start, stop, complete=self.ours):
+                    raise self._damage(key, path, region, why) from None
+                failure = error  # each chunk is sound: a writer replaced one while we read it, so read again
+        raise DataError(f"{self.path}: array {key!r}: steps {start} to {stop} cannot be read: {failure}")
 
     def _damage(self, key: str, path: str, region: Region, reason: str) -> DataError:
         hit = episodes_at(self.episode_ends, region[0].start, region[0].stop)

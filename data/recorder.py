@@ -19,7 +19,8 @@ class EpisodeRecorder:
     """Stream the steps of one episode at a time into a store.
 
     Steps go to a staging folder as they come, so memory stays constant and a killed recording loses its own episode
-    only. :meth:`end` makes the episode part of the store; it is then on disk for good. ::
+    only. :meth:`end` makes the episode part of the store; it is then on disk for good. When the journal is full (see
+    ``journal_bytes`` of :meth:`DemoStore.open`) it also compresses what has gathered there, which takes seconds. ::
 
         with EpisodeRecorder("demos.zarr") as recorder:
             recorder.start({"task": "push the block"})

@@ -62,7 +62,10 @@ class DemoStore(StoreReader):
         path = Path(path).expanduser()
         if mode not in ("r", "a"):
             raise DataError(f"unknown mode {mode!r}: expected 'r' (read) or 'a' (read and append)")
-        root = open_root(path, "r")
+        try:
+            root = open_root(path, "r")
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
         if mode == "r":
             return cls(root, "r", None, journal_bytes)
         if isinstance(root.files, ZipStore):
@@ -73,7 +76,7 @@ class DemoStore(StoreReader):
         try:
             lock = WriterLock(path)
         except OSError as error:
-            raise DataError(f"{path} cannot be opened for append: {error.strerror}") from None
+            raise DataError(f"{path} cannot be opened for append: {error.strerror or error}") from None
         try:
             store = cls(open_root(path, "a"), "a", lock, journal_bytes)
             if store.unusable:
@@ -127,11 +130,13 @@ class DemoStore(StoreReader):
                     path.rename(old)
             fresh.rename(path)
             fsync_directory(path.parent)
+            remove_tree(old)
         except OSError as error:
-            raise DataError(f"cannot create a store at {path}: {error.strerror}") from None
+            if old.exists() and not path.exists():
+                old.rename(path)
+            raise DataError(f"cannot create a store at {path}: {error.strerror or error}") from None
         finally:
             remove_tree(fresh)
-            remove_tree(old)
         return cls.open(path, "a", journal_bytes=journal_bytes)
 
     def append_episode(self, arrays: Mapping[str, Any], columns: Mapping[str, Any] | None = None) -> int:

@@ -133,3 +133,19 @@ def test_a_full_disk_leaves_the_store_as_it_was_and_says_so_once(ask: Ask, empty
     assert told["left"] == [".lock", "00000000"], "no staging folder, no partial file"
     assert check(empty, 0) == 2
     check_leftovers(empty)
+
+
+def test_readers_always_see_a_whole_prefix_while_a_writer_appends_and_compacts(empty: Path) -> None:
+    code = f"from crash_worker import *; append({str(empty)!r}, 20_000, lambda: None, 10_000)"
+    writer = subprocess.Popen([sys.executable, "-c", code], cwd=_SCRIPT.parent)
+    try:
+        have, looks = 0, 0
+        while looks < 40:
+            now = check(empty, have)
+            assert now >= have
+            looks, have = looks + (now > 0), now
+            assert writer.poll() is None
+    finally:
+        writer.kill()
+        writer.wait()
+    assert have > 1

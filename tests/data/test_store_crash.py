@@ -140,7 +140,7 @@ def test_readers_always_see_a_whole_prefix_while_a_writer_appends_and_compacts(e
     writer = subprocess.Popen([sys.executable, "-c", code], cwd=_SCRIPT.parent)
     try:
         have, looks = 0, 0
-        while looks < 40:
+        while looks < 25:
             now = check(empty, have)
             assert now >= have
             looks, have = looks + (now > 0), now

@@ -167,9 +167,7 @@ class StoreReader:
             if key in self.unusable:
                 raise DataError(f"{self.path}: {self.unusable[key]}")
             if key not in self.specs:
-                raise DataError(
-                    f"{self.path} has no array {key!r}. {nearest(key, self.specs)} It has: {', '.join(self.specs)}."
-                )
+                raise DataError(f"{self.path} has no array {key!r}. {nearest(key, self.specs)}")
 
     def fingerprint(self, keys: Iterable[str]) -> str:
         """Hash of what the store holds for ``keys``: specs, episode ends, and path, size and mtime of every chunk file.

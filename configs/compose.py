@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def compose_train(words: Sequence[str]) -> Composed:
             raise ConfigError(f"unknown {o.key_or_group} {o.value()!r}. {nearest(str(o.value()), known)}")
     base = _compose([str(o.input_line) for o in chosen])
     _check_keys([o for o in overrides if o not in chosen], known_keys(base))
-    return _finish(_compose([str(o.input_line) for o in overrides]))
+    return _finish(_apply(base, [o for o in overrides if o not in chosen]))
 
 
 def restore_train(plain: Mapping[str, Any], words: Sequence[str] = ()) -> Composed:
@@ -68,10 +69,7 @@ def restore_train(plain: Mapping[str, Any], words: Sequence[str] = ()) -> Compos
         ) from None
     overrides = _parse([_shorthand(w) for w in words])
     _check_keys(overrides, known_keys(cfg))
-    for o in overrides:
-        with _explained(o.input_line or ""):
-            OmegaConf.update(cfg, o.key_or_group, o.value())
-    return _finish(cfg)
+    return _finish(_apply(cfg, overrides))
 
 
 def parse_plain(schema: type[T], words: Sequence[str]) -> T:
@@ -79,10 +77,7 @@ def parse_plain(schema: type[T], words: Sequence[str]) -> T:
     cfg = OmegaConf.structured(schema)
     overrides = _parse(words)
     _check_keys(overrides, known_keys(cfg))
-    for o in overrides:
-        with _explained(o.input_line or ""):
-            OmegaConf.update(cfg, o.key_or_group, o.value(), force_add=o.key_or_group.startswith("env."))
-    return to_typed(cfg, schema)
+    return to_typed(_apply(cfg, overrides), schema)
 
 
 def to_typed(cfg: DictConfig, schema: type[T]) -> T:
@@ -158,12 +153,22 @@ def _compose(lines: Sequence[str]) -> DictConfig:
     if GlobalHydra.instance().is_initialized():  # a caller's own Hydra application
         GlobalHydra.instance().clear()
     with initialize_config_module("visuomotor.configs", version_base="1.3"), _explained(" ".join(lines)):
-        return compose("train", overrides=[_forced(line) for line in lines])
+        return compose("train", overrides=list(lines))
 
 
-def _forced(line: str) -> str:
-    """New keys below a plain dict need Hydra's ``++``; that the key is allowed was checked before."""
-    return line if line.startswith(("+", "~")) or "." not in line.split("=", 1)[0] else f"++{line}"
+def _apply(cfg: DictConfig, overrides: Sequence[Override]) -> DictConfig:
+    """``cfg`` with the values. Merging, unlike Hydra's own assignment, types what goes into a plain dict."""
+    cfg = copy.deepcopy(cfg)
+    OmegaConf.set_struct(cfg, False)  # which new keys are allowed was checked before; Hydra would allow none
+    for o in overrides:
+        nested: Any = o.value()
+        for part in reversed(o.key_or_group.split(".")):
+            nested = {part: nested}
+        with _explained(o.input_line or ""):
+            merged = OmegaConf.merge(cfg, nested)
+        assert isinstance(merged, DictConfig)
+        cfg = merged
+    return cfg
 
 
 def _finish(cfg: DictConfig) -> Composed:

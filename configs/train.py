@@ -58,10 +58,7 @@ def main(words: Sequence[str]) -> int:
     """Train as ``words`` say (``key=value ...``); returns the exit status."""
     composed, start = _settings(words)
     config = composed.config
-    accelerator = Accelerator(
-        cpu=config.device == "cpu" or not torch.cuda.is_available(),
-        mixed_precision="bf16" if config.train.precision == "bf16" else "no",
-    )
+    accelerator = Accelerator(cpu=config.device == "cpu" or not torch.cuda.is_available())
     if config.device == "cuda" and accelerator.device.type != "cuda":
         raise ConfigError("device=cuda, but torch sees no GPU here (visuomotor info). Use device=cpu or device=auto.")
     console = Console(quiet=not accelerator.is_main_process)

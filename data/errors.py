@@ -28,10 +28,13 @@ class MissingExtraError(UserError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
 
+_FEW = 6
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Return a sentence that names the options closest to ``name``, or all of them when none is close."""
+    """Return a sentence that names the options closest to ``name``, and all when they are few or none is close."""
     known = sorted(options)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return f"Did you mean {' or '.join(repr(c) for c in close)}?"
-    return f"Known: {', '.join(known) if known else '(none)'}."
+    question = f"Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    everything = f"Known: {', '.join(known) if known else '(none)'}."
+    return question if len(known) > _FEW and close else f"{question} {everything}".lstrip()

@@ -77,7 +77,7 @@ class StateEncoder(nn.Module):
         images = [k for k in config.keys if specs[k].is_image]
         if images:
             raise ConfigError(
-                f"observation {images[0]!r} has shape {specs[images[0]].shape}, an image: image encoders are not part of "
+                f"observation {images[0]!r} has shape {specs[images[0]].shape}, an image: image encoders are not in "
                 f"this version. Vectors that can be observed: {sorted(k for k in specs if not specs[k].is_image)}"
             )
         for key, dims in config.angles.items():

@@ -114,7 +114,7 @@ class Trainer:
         draws = Draws(self._seed, -1, device=self._accelerator.device)
         total = 0.0
         for chunk in windows.split(self._config.batch_size):
-            with self._accelerator.autocast():
+            with self._autocast():
                 out = self.ema.module(source.gather(chunk).to(self._accelerator.device), draws)
             total += float(out.loss) * len(chunk)
         return total / n
@@ -154,12 +154,16 @@ class Trainer:
             group["lr"] = lr
         return lr
 
+    def _autocast(self) -> torch.autocast:
+        # Not Accelerator's: its precision is a setting of the whole process, and one process may train twice.
+        return torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
+
     def _make_loss(self) -> Callable[[Batch, Draws], Tensor]:
         model = self._accelerator.prepare_model(self.policy) if self._accelerator.num_processes > 1 else self.policy
         self.policy.train()
 
         def loss(batch: Batch, draws: Draws) -> Tensor:
-            with self._accelerator.autocast():
+            with self._autocast():
                 return model(batch, draws).loss
 
         return torch.compile(loss) if self._config.compile else loss

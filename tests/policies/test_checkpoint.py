@@ -51,12 +51,12 @@ def test_every_flipped_byte_is_noticed(run, name):
 def test_a_damaged_manifest_and_missing_files_are_named(run):
     folder = (run.root / "last").resolve()
     (folder / "spec.json").unlink()
-    with pytest.raises(CheckpointError, match="spec.json is missing"):
+    with pytest.raises(CheckpointError, match=r"spec\.json is missing"):
         Checkpoint.open(folder).document("spec")
     with pytest.raises(CheckpointError, match=r"no policy_em\.safetensors.*policy\.safetensors"):
         Checkpoint.open(folder).tensors("policy_em")
     (folder / "manifest.json").write_text("{")
-    with pytest.raises(CheckpointError, match="manifest.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
         Checkpoint.open(folder)
 
 

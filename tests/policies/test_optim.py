@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -18,7 +19,7 @@ def test_learning_rate_by_hand():
     assert rate[4] == 1.0  # the cosine begins at its top
     assert rate[8] == pytest.approx(0.5)  # half way
     assert rate[11] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
-    assert all(a > b for a, b in zip(rate[4:], rate[5:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rate[4:]))
 
 
 def test_gradients_are_clipped_to_the_norm():

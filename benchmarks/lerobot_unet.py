@@ -48,7 +48,7 @@ def ours(precision: str) -> Contender:
     import numpy as np
     from accelerate import Accelerator
 
-    from visuomotor.configs.build import build_policy
+    from visuomotor.configs.build import build_policy, keep_freed_memory
     from visuomotor.data.actions import ActionConfig
     from visuomotor.data.batches import Batch
     from visuomotor.data.normalize import KeyNorm, Normalizer, compute_stats
@@ -62,6 +62,7 @@ def ours(precision: str) -> Contender:
     from visuomotor.policies.nets.unet1d import UnetConfig
     from visuomotor.policies.spec import PolicySpec
 
+    keep_freed_memory()  # as `visuomotor train` does
     obs, action = torch.rand(BATCH, N_OBS, OBS_DIM), torch.rand(BATCH, HORIZON, ACTION_DIM)
     stats = {
         k: compute_stats([x.flatten(0, 1).numpy().astype(np.float64)])
@@ -89,7 +90,7 @@ def ours(precision: str) -> Contender:
         config=TrainingConfig(steps=1_000_000, batch_size=BATCH, precision=precision),
         optim=OptimConfig(),
         ema=EMAConfig(),
-        accelerator=Accelerator(cpu=True, mixed_precision="bf16" if precision == "bf16" else "no"),
+        accelerator=Accelerator(cpu=True),
         seed=0,
     )
 

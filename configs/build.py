@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,16 @@ from visuomotor.policies.learn.checkpoint import Checkpoint, resolve_checkpoint
 from visuomotor.policies.policy import Policy
 from visuomotor.policies.spec import PolicySpec
 
-__all__ = ["LoadedPolicy", "build_policy", "load_policy", "make_spec", "model_document", "pick_device", "set_threads"]
+__all__ = [
+    "LoadedPolicy",
+    "build_policy",
+    "keep_freed_memory",
+    "load_policy",
+    "make_spec",
+    "model_document",
+    "pick_device",
+    "set_threads",
+]
 
 
 def pick_device(device: str) -> torch.device:
@@ -157,3 +167,19 @@ def _typed(schema: type, values: dict[str, Any]) -> Any:
     if unknown:
         raise ConfigError(f"{schema.__name__} has no setting {unknown[0]!r}. {nearest(unknown[0], known)}")
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory of freed tensors for the next ones, instead of returning it to the system.
+
+    A training step frees and takes the same hundreds of megabytes again; returning them costs a page fault for every
+    4 kB of it. Does nothing where there is no glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # from malloc.h
+    mallopt(m_mmap_threshold, 32 << 20)  # the largest that glibc takes
+    mallopt(m_trim_threshold, (1 << 31) - 1)
+    mallopt(m_top_pad, 64 << 20)

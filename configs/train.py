@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from visuomotor.configs.build import build_policy, make_spec, model_document, set_threads
+from visuomotor.configs.build import build_policy, keep_freed_memory, make_spec, model_document, set_threads
 from visuomotor.configs.compose import Composed, compose_train, restore_train
 from visuomotor.configs.info import info
 from visuomotor.configs.rollout import RolloutEvaluator
@@ -63,6 +63,7 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError("device=cuda, but torch sees no GPU here (visuomotor info). Use device=cpu or device=auto.")
     console = Console(quiet=not accelerator.is_main_process)
     threads = set_threads(config.threads)
+    keep_freed_memory()
     data = _load_data(config, accelerator, console)
     trainer = _make_trainer(config, data, accelerator)
     arithmetic = {

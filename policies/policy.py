@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from visuomotor.data.actions import ActionTransform
 from visuomotor.data.batches import Batch
 from visuomotor.data.normalize import Normalizer
-from visuomotor.policies.base import Backbone, Head, LossOutput, masked_mean
+from visuomotor.policies.base import Backbone, ConditionedNet, Head, LossOutput, masked_mean
 from visuomotor.policies.draws import Draws
 from visuomotor.policies.encoders import StateEncoder
 from visuomotor.policies.spec import PolicySpec
@@ -67,14 +66,14 @@ class Policy(nn.Module):
             self.device
         )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def sample(self, obs: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """Chunk ``[B, H, Da]`` in raw units from ``{key: [B, To, ...]}`` in raw units. A function of its arguments."""
         chunk = self.head.sample(self._net(obs), noise)
         return self._transform.inverse(self.normalizer.unnormalize("action", chunk.float()), self._reference(obs))
 
-    def _net(self, obs: Mapping[str, Tensor]) -> partial[Tensor]:
-        return partial(self.backbone, cond=self.backbone.condition(self.encoder(obs, self.normalizer)))
+    def _net(self, obs: Mapping[str, Tensor]) -> ConditionedNet:
+        return ConditionedNet(self.backbone, self.backbone.condition(self.encoder(obs, self.normalizer)))
 
     def _reference(self, obs: Mapping[str, Tensor]) -> Tensor | None:
         """Observation ``[B, Dref]`` at the present step, where the action mode needs one."""

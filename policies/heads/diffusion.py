@@ -111,9 +111,9 @@ class DiffusionHead(Head):
     def sample(self, net: NetFn, noise: Tensor) -> Tensor:
         x, used = noise[:, 0], 1
         previous = torch.zeros_like(x)
-        times = self._t.to(x.device)[:, None].expand(-1, x.shape[0])
-        for i, ((a, b, c, s), (alpha, sigma)) in enumerate(zip(self._coefficients, self._levels, strict=True)):
-            clean = self._clean(net(x, times[i]), x, alpha, sigma)
+        steps = zip(net.at(self._t), self._coefficients, self._levels, strict=True)
+        for net_at_t, (a, b, c, s), (alpha, sigma) in steps:
+            clean = self._clean(net_at_t(x), x, alpha, sigma)
             x = a * x + b * clean
             if c != 0.0:
                 x = x + c * previous

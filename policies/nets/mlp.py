@@ -66,10 +66,13 @@ class ResidualMLP(Backbone):
     def condition(self, features: Tensor) -> Tensor:
         return self.observe(features.flatten(1))  # [B, To, F] -> [B, width]
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        film = self.film(cond + self.time_to_cond(self.time(t)))  # [B, 2 * width * depth]
-        modulation = film.chunk(2 * self.depth, dim=-1)
-        h = self.inp(x.flatten(1)) + cond
+    def modulation(self, t: Tensor, cond: Tensor) -> Tensor:
+        film = self.film(cond + self.time_to_cond(self.time(t)))  # [n, 2 * width * depth]
+        return torch.cat([cond.to(film.dtype), film], dim=-1)
+
+    def denoise(self, x: Tensor, modulation: Tensor) -> Tensor:
+        bias, *film = modulation.chunk(1 + 2 * self.depth, dim=-1)  # each [B, width]
+        h = self.inp(x.flatten(1)) + bias
         for i, block in enumerate(self.blocks):
-            h = block(h, 1 + modulation[2 * i], modulation[2 * i + 1])
+            h = block(h, 1 + film[2 * i], film[2 * i + 1])
         return self.out(h).view_as(x)

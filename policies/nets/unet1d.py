@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from visuomotor.data.errors import ConfigError
 from visuomotor.policies.base import Backbone, BackboneConfig
+from visuomotor.policies.nets.conv1d import Conv1d, Downsample1d, Upsample1d
 from visuomotor.policies.nets.embedding import TimeEmbedding
 
 __all__ = ["ConditionalUnet1d", "UnetConfig"]
@@ -43,9 +44,7 @@ class _ConvBlock(nn.Sequential):
     """Convolution, group norm, Mish."""
 
     def __init__(self, inp: int, out: int, c: UnetConfig) -> None:
-        super().__init__(
-            nn.Conv1d(inp, out, c.kernel_size, padding=c.kernel_size // 2), nn.GroupNorm(c.groups, out), nn.Mish()
-        )
+        super().__init__(Conv1d(inp, out, c.kernel_size), nn.GroupNorm(c.groups, out), nn.Mish())
 
 
 class _ResBlock(nn.Module):
@@ -55,7 +54,7 @@ class _ResBlock(nn.Module):
         super().__init__()
         self.out_channels = out
         self.first, self.second = _ConvBlock(inp, out, c), _ConvBlock(out, out, c)
-        self.skip = nn.Conv1d(inp, out, 1) if inp != out else nn.Identity()
+        self.skip = Conv1d(inp, out, 1) if inp != out else nn.Identity()
 
     def forward(self, x: Tensor, modulation: Iterator[Tensor]) -> Tensor:
         scale, shift = 1 + next(modulation), next(modulation)  # [B, C, 1]
@@ -93,29 +92,30 @@ class ConditionalUnet1d(Backbone):
         self.down = nn.ModuleList()
         for i, (inp, out) in enumerate(zip([action_dim, *dims[:-1]], dims, strict=True)):
             last = i == len(dims) - 1
-            self.down.append(_Level(inp, out, nn.Identity() if last else nn.Conv1d(out, out, 3, 2, 1), config))
+            self.down.append(_Level(inp, out, nn.Identity() if last else Downsample1d(out), config))
         self.mid = nn.ModuleList([_ResBlock(dims[-1], dims[-1], config) for _ in range(2)])
         self.up = nn.ModuleList(
-            _Level(2 * inp, out, nn.ConvTranspose1d(out, out, 4, 2, 1), config)
-            for inp, out in zip(dims[:0:-1], dims[-2::-1], strict=True)
+            _Level(2 * inp, out, Upsample1d(out), config) for inp, out in zip(dims[:0:-1], dims[-2::-1], strict=True)
         )
-        self.out = nn.Sequential(_ConvBlock(dims[0], dims[0], config), nn.Conv1d(dims[0], action_dim, 1))
+        self.out = nn.Sequential(_ConvBlock(dims[0], dims[0], config), Conv1d(dims[0], action_dim, 1))
         self._sizes = [m.out_channels for m in self.modules() if isinstance(m, _ResBlock) for _ in range(2)]
         self.film = nn.Sequential(nn.Mish(), nn.Linear(config.time_dim + n_obs * feature_dim, sum(self._sizes)))
 
     def condition(self, features: Tensor) -> Tensor:
         return features.flatten(1)  # [B, To, F] -> [B, To * F]
 
-    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        film = self.film(torch.cat([self.time(t), cond.float()], dim=-1))[..., None]  # [B, sum of sizes, 1]
-        modulation = iter(film.split(self._sizes, dim=1))
+    def modulation(self, t: Tensor, cond: Tensor) -> Tensor:
+        return self.film(torch.cat([self.time(t), cond.float()], dim=-1))  # [n, sum of sizes]
+
+    def denoise(self, x: Tensor, modulation: Tensor) -> Tensor:
+        parts = iter(modulation[..., None].split(self._sizes, dim=1))  # each [B, C, 1]
         h = x.transpose(1, 2)  # [B, Da, H]
         skips: list[Tensor] = []
         for level in self.down:
-            h, skip = level(h, modulation)
+            h, skip = level(h, parts)
             skips.append(skip)
         for block in self.mid:
-            h = block(h, modulation)
+            h = block(h, parts)
         for level in self.up:
-            h, _ = level(torch.cat([h, skips.pop()], dim=1), modulation)
+            h, _ = level(torch.cat([h, skips.pop()], dim=1), parts)
         return self.out(h).transpose(1, 2)

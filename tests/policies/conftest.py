@@ -22,6 +22,25 @@ from visuomotor.policies.policy import Policy
 from visuomotor.policies.spec import PolicySpec
 
 
+class FunctionNet:
+    """A plain function ``(x, t) -> out`` as a head sees a net."""
+
+    def __init__(self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        self._function = function
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self._function(x, t)
+
+    def at(self, times: torch.Tensor) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        return [lambda x, t=t: self._function(x, t.expand(len(x))) for t in times]
+
+
+@pytest.fixture
+def function_net() -> type[FunctionNet]:
+    """Wraps a function for :meth:`Head.sample`."""
+    return FunctionNet
+
+
 @pytest.fixture
 def cache() -> TrainingCache:
     """Four episodes of 30 steps: position and heading of a point that turns, action = next position."""

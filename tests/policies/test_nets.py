@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from visuomotor.data.errors import ConfigError
+from visuomotor.policies.base import ConditionedNet
 from visuomotor.policies.nets.embedding import SinusoidalEmbedding
 from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
 from visuomotor.policies.nets.unet1d import ConditionalUnet1d, UnetConfig
@@ -72,3 +73,13 @@ def test_sinusoids_by_hand():
     assert embed(torch.tensor([1.0]))[0].tolist() == pytest.approx(expected, abs=1e-6)
     scaled = SinusoidalEmbedding(4, scale=100.0, max_period=100.0)
     assert torch.allclose(scaled(torch.tensor([0.01])), embed(torch.tensor([1.0])), atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [_mlp, _unet])
+def test_a_grid_of_times_gives_what_single_times_give(build):
+    torch.manual_seed(0)
+    net = build().requires_grad_(False)
+    bound = ConditionedNet(net, net.condition(torch.randn(3, 2, 5)))
+    x, times = torch.randn(3, 16, 3), torch.tensor([99, 50, 0])
+    for t, at_t in zip(times, bound.at(times), strict=True):
+        assert torch.allclose(at_t(x), bound(x, t.expand(3)), atol=1e-5)

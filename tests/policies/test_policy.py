@@ -23,7 +23,7 @@ def test_loss_by_hand():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v"])
-def test_a_perfect_net_has_no_loss_and_samples_the_target(prediction):
+def test_a_perfect_net_has_no_loss_and_samples_the_target(prediction, function_net):
     head = DiffusionHead(DiffusionConfig(prediction=prediction, sample_steps=10))
     target = torch.rand(3, 4, 2) - 0.5
 
@@ -33,14 +33,14 @@ def test_a_perfect_net_has_no_loss_and_samples_the_target(prediction):
         return {"epsilon": noise, "sample": target, "v": alpha * noise - sigma * target}[prediction]
 
     assert float(head.loss(net, target, Draws(1)).max()) < 1e-8
-    out = head.sample(net, torch.randn(3, head.noise_count(), 4, 2))
+    out = head.sample(function_net(net), torch.randn(3, head.noise_count(), 4, 2))
     assert torch.allclose(out, target, atol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("solver", "steps", "tolerance"), [("ddpm", 100, 0.06), ("ddim", 50, 0.06), ("dpmpp", 20, 0.06)]
 )
-def test_a_gaussian_target_is_sampled_with_its_mean_and_spread(solver, steps, tolerance):
+def test_a_gaussian_target_is_sampled_with_its_mean_and_spread(solver, steps, tolerance, function_net):
     # For x0 ~ N(m, s^2) the best estimate from x = a x0 + n z is known: m + a s^2 / (a^2 s^2 + n^2) (x - a m).
     mean, std = 0.2, 0.3
     head = DiffusionHead(DiffusionConfig(prediction="sample", solver=solver, sample_steps=steps, clip=None))
@@ -49,7 +49,9 @@ def test_a_gaussian_target_is_sampled_with_its_mean_and_spread(solver, steps, to
         a, n = head.alpha[t].view(-1, 1, 1), head.sigma[t].view(-1, 1, 1)
         return mean + a * std**2 / (a**2 * std**2 + n**2) * (x - a * mean)
 
-    out = head.sample(net, torch.randn(4000, head.noise_count(), 1, 1, generator=torch.Generator().manual_seed(0)))
+    out = head.sample(
+        function_net(net), torch.randn(4000, head.noise_count(), 1, 1, generator=torch.Generator().manual_seed(0))
+    )
     assert float(out.mean()) == pytest.approx(mean, abs=0.03)
     assert float(out.std()) == pytest.approx(std, rel=tolerance * 2)
 

@@ -18,19 +18,19 @@ def _fake_net(x, t):
     return torch.tanh(2.0 * x + 0.01 * t.view(-1, 1, 1)) * 1.3
 
 
-def _ours(solver, n, prediction, spacing, eta, noise, clip):
+def _ours(function_net, solver, n, prediction, spacing, eta, noise, clip):
     head = DiffusionHead(
         DiffusionConfig(prediction=prediction, solver=solver, sample_steps=n, spacing=spacing, eta=eta, clip=clip)
     )
     assert head.noise_count() <= noise.shape[1]
-    return head.sample(_fake_net, noise)
+    return head.sample(function_net(_fake_net), noise)
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v"])
 @pytest.mark.parametrize("n", [1, 4, 10, 100])
 @pytest.mark.parametrize("solver", ["ddpm", "ddim", "ddim-eta", "dpmpp"])
-def test_whole_sampling_run_equals_diffusers_step(solver, n, prediction, spacing):
+def test_whole_sampling_run_equals_diffusers_step(solver, n, prediction, spacing, function_net):
     if solver == "dpmpp" and spacing == "leading" and n == 100:
         with pytest.raises(ConfigError, match="trailing"):  # diffusers itself runs past its own table here
             solver_steps(solver, n, train_steps=100, beta_schedule="squaredcos_cap_v2", spacing=spacing)
@@ -66,7 +66,7 @@ def test_whole_sampling_run_equals_diffusers_step(solver, n, prediction, spacing
             used += int(eta > 0)
         else:
             x = peer.step(out, t, x).prev_sample
-    ours = _ours(solver, n, prediction, spacing, eta, noise, clip)
+    ours = _ours(function_net, solver, n, prediction, spacing, eta, noise, clip)
     scale = float(x.abs().max())
     assert float((ours - x).abs().max()) <= 1e-5 * max(scale, 1.0), (ours - x).abs().max()
 
@@ -84,10 +84,10 @@ def test_one_ddim_step_by_hand():
     assert float(two.b[0]) == pytest.approx(float(bar[49].sqrt() - a * bar[99].sqrt()), abs=1e-6)
 
 
-def test_clip_bounds_the_clean_estimate_for_every_solver():
+def test_clip_bounds_the_clean_estimate_for_every_solver(function_net):
     for solver in ("ddpm", "ddim", "dpmpp"):
         noise = 3 * torch.randn(2, 101, 4, 1, generator=torch.Generator().manual_seed(0))
-        out = _ours(solver, 10, "sample", "trailing", 0.0, noise, 0.5)
+        out = _ours(function_net, solver, 10, "sample", "trailing", 0.0, noise, 0.5)
         assert float(out.abs().max()) <= 0.5 + 1e-3  # the last step returns the clipped estimate
 
 

@@ -79,7 +79,7 @@ def ours(precision: str) -> Contender:
     policy = build_policy(
         spec,
         obs=ObservationConfig(keys=["state"]),
-        head=DiffusionConfig(solver="ddim", sample_steps=DDIM_STEPS),
+        head=DiffusionConfig(prediction="epsilon", solver="ddim", sample_steps=DDIM_STEPS),
         backbone=UnetConfig(dims=list(DIMS)),
         normalizer=Normalizer(stats, {k: KeyNorm() for k in stats}),
     )

@@ -22,6 +22,7 @@ visuomotor data validate <zarr>         decode everything and name what is wrong
                                         exit status 1 if there is an error
 """
 _COMPONENTS = 8  # shown of each array
+_PIPED_WIDTH = 140
 
 
 def main(words: Sequence[str]) -> int:
@@ -46,6 +47,8 @@ def _inspect(store: DemoStore, options: list[str]) -> int:
         print(json.dumps(document, indent=1))
         return 0
     console = Console()
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
     lengths = document["lengths"] or {"min": 0, "median": 0, "max": 0}
     rate = "unknown rate" if document["fps"] is None else f"{document['fps']:g} Hz"
     console.print(

@@ -81,4 +81,5 @@ def print_result(result: EvalResult, console: Console, what: str) -> None:
         f"[{s_low:.0%}, {s_high:.0%}] over {len(result.episodes)} test seeds "
         f"({result.seconds:.0f} s, {result.steps_per_s:,.0f} steps/s)",
         highlight=False,
+        soft_wrap=True,
     )

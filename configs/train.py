@@ -39,6 +39,7 @@ from visuomotor.policies.spec import PolicySpec
 
 __all__ = ["main"]
 
+_FREE_ON_RESUME = ("data=", "data.path=", "data.cache.", "env.", "eval.", "threads=")
 INTERRUPTED = 130  # exit status of a run that was stopped by Ctrl-C, as shells have it
 
 
@@ -68,13 +69,14 @@ def main(words: Sequence[str]) -> int:
     trainer = _make_trainer(config, data, accelerator)
     arithmetic = {
         "threads": threads,
-        "precision": config.train.precision,
+        "precision": trainer.precision,
         "compile": config.train.compile,
         "device": accelerator.device.type,
         "world_size": accelerator.num_processes,
     }
     best = None if start is None else _resume(trainer, start, arithmetic, data.document, console)
-    run_dir = _open_run(config, composed, start, data, accelerator, words)
+    n_parameters = sum(p.numel() for p in trainer.policy.parameters())
+    run_dir = _open_run(config, composed, start, data, accelerator, words, n_parameters)
     run = _Run(composed, data, trainer, run_dir, arithmetic, accelerator, console, best)
     return run.execute()
 
@@ -87,11 +89,7 @@ def _settings(words: Sequence[str]) -> tuple[Composed, Checkpoint | None]:
     last = target / "checkpoints" / "last"
     checkpoint = Checkpoint.open(resolve_checkpoint(last if last.exists() else target))
     rest = [w for w in words if w not in resume]
-    fixed = [
-        w
-        for w in rest
-        if not w.split("=")[0].startswith(("data.path", "data.cache", "data", "env.", "eval.", "threads"))
-    ]
+    fixed = [w for w in rest if not w.startswith(_FREE_ON_RESUME)]
     if fixed:
         raise ConfigError(
             f"{fixed[0]!r} cannot change when a run is resumed: it goes on exactly as it began. What may change: "
@@ -137,6 +135,7 @@ def _load_data(config: TrainConfig, accelerator: Accelerator, console: Console) 
         f"{len(train_episodes)} episodes, {len(val_episodes)} episodes held out; "
         f"arrays in {cache.placement} ({cache.reason})",
         highlight=False,
+        soft_wrap=True,
     )
     if skipped:
         console.print(f"[yellow]{len(skipped)} episodes are too short for a window, left out: {skipped[:20]}[/yellow]")
@@ -194,7 +193,7 @@ def _resume(
 
 def _open_run(
     config: TrainConfig, composed: Composed, start: Checkpoint | None, data: _Data, accelerator: Accelerator,
-    words: Sequence[str],
+    words: Sequence[str], n_parameters: int,
 ) -> Path:  # fmt: skip
     """Make the run's folder and write what describes it."""
     what = config.task or Path(config.data.path).name.split(".")[0]
@@ -208,7 +207,13 @@ def _open_run(
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(composed.plain)))
     (run_dir / "dataset.json").write_text(json.dumps(data.document, indent=1))
     found = info()
-    environment = {**found["versions"], **{k: str(v) for k, v in found["devices"].items()}, "host": platform.platform()}
+    environment = {
+        **found["versions"],
+        **{k: str(v) for k, v in found["devices"].items()},
+        "host": platform.platform(),
+        "device": accelerator.device.type,
+        "n_parameters": n_parameters,
+    }
     (run_dir / "environment.json").write_text(json.dumps(environment, indent=1))
     if start is None:
         (run_dir / "command.txt").write_text("visuomotor train " + " ".join(shlex.quote(w) for w in words) + "\n")
@@ -245,7 +250,7 @@ class _Run:
                 )
             elif self._evaluator is not None:
                 self._final_evaluation()
-            self._console.print(f"report: {write_report(self._dir).resolve()}", highlight=False)
+            self._console.print(f"report: {write_report(self._dir).resolve()}", highlight=False, soft_wrap=True)
             return INTERRUPTED if stopped else 0
         finally:
             if self._evaluator is not None:

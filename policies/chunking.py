@@ -13,6 +13,8 @@ from visuomotor.policies.policy import Policy
 
 __all__ = ["RecedingHorizon"]
 
+_BLOCK = 16
+
 
 class RecedingHorizon:
     """Observe ``n_obs`` steps, predict ``horizon``, execute ``n_exec`` from the present one on, predict again.
@@ -88,8 +90,14 @@ class RecedingHorizon:
             noise[row] = torch.randn(shape, generator=self._generator)
             self._plans[i] += 1
         at = worlds.to(self._policy.device)
-        obs = {k: v[at] for k, v in self._history.items()}
-        chunk = self._policy.sample(obs, noise.to(self._policy.device))
+        if self._n > 1:  # whole blocks only: the rounding of a matrix product depends on the number of its rows
+            fill = -len(at) % _BLOCK
+            at_filled = torch.cat([at, at[:1].expand(fill)])
+            noise = torch.cat([noise, noise[:1].expand(fill, *shape)])
+        else:
+            at_filled = at
+        obs = {k: v[at_filled] for k, v in self._history.items()}
+        chunk = self._policy.sample(obs, noise.to(self._policy.device))[: len(at)]
         present = self._n_obs - 1
         self._chunk[at] = chunk[:, present : present + self._n_exec]
         self._next[worlds] = 0

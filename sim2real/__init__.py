@@ -1,3 +1,3 @@
-"""The bridge to the physical arm: randomisation, identification, transports, safety, runtime. Nothing has landed here yet."""
+"""The bridge to the physical arm: randomisation, identification, transports, safety. Nothing has landed here yet."""
 
 __all__: list[str] = []

@@ -26,7 +26,8 @@ class DiffusionConfig(HeadConfig):
     Attributes:
         train_steps: ``K``, noise levels seen in training.
         beta_schedule: ``squaredcos_cap_v2`` (Diffusion Policy's), ``linear`` or ``scaled_linear``.
-        prediction: what the backbone outputs: ``epsilon`` (the noise), ``sample`` (the clean chunk) or ``v``.
+        prediction: what the backbone outputs: ``sample`` (the clean chunk), ``epsilon`` (the noise, as in Diffusion
+            Policy) or ``v``.
         solver: ``ddpm``, ``ddim`` or ``dpmpp`` (DPM-Solver++ 2M).
         sample_steps: denoising steps at sampling, at most ``train_steps``.
         spacing: which noise levels these visit; ``trailing`` starts at pure noise (Lin et al. 2024), ``leading`` is
@@ -38,9 +39,9 @@ class DiffusionConfig(HeadConfig):
 
     train_steps: int = 100
     beta_schedule: str = "squaredcos_cap_v2"
-    prediction: str = "epsilon"
-    solver: str = "ddim"
-    sample_steps: int = 10
+    prediction: str = "sample"
+    solver: str = "dpmpp"
+    sample_steps: int = 16
     spacing: str = "trailing"
     eta: float = 0.0
     clip: float | None = 1.0

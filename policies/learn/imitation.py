@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +19,7 @@ from visuomotor.policies.policy import Policy
 
 __all__ = ["PRECISIONS", "Trainer", "TrainingConfig"]
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,7 +29,8 @@ class TrainingConfig:
     Attributes:
         steps: optimiser steps.
         batch_size: windows a step, over all ranks.
-        precision: ``fp32``, or ``bf16`` autocast (weights, optimiser and moving average stay in float32).
+        precision: ``fp32``; ``bf16`` autocast (weights, optimiser and moving average stay in float32); ``auto`` takes
+            bf16 where the processor computes in it.
         compile: compile the loss with its gradient, and the update, with torch.compile. Meant for a GPU; on the CPU
             it was measured slower.
         log_every: steps between lines of metrics.jsonl.
@@ -40,7 +42,7 @@ class TrainingConfig:
 
     steps: int = 20_000
     batch_size: int = 256
-    precision: str = "fp32"
+    precision: str = "auto"
     compile: bool = False
     log_every: int = 100
     val_every: int = 2_000
@@ -77,6 +79,7 @@ class Trainer:
         seed: int,
     ) -> None:
         self._config, self._optim, self._seed = config, optim, seed
+        self.precision = _computable(config.precision, accelerator.device)
         self._accelerator, self._source = accelerator, source
         self.policy = policy.to(accelerator.device)
         self.ema = EMA(self.policy, ema)
@@ -156,7 +159,7 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         # Not Accelerator's: its precision is a setting of the whole process, and one process may train twice.
-        return torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
+        return torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _make_loss(self) -> Callable[[Batch, Draws], Tensor]:
         model = self._accelerator.prepare_model(self.policy) if self._accelerator.num_processes > 1 else self.policy
@@ -177,3 +180,17 @@ class Trainer:
 
     def _trained(self) -> list[Tensor]:
         return [p for p in self.policy.parameters() if p.requires_grad]
+
+
+def _computable(precision: str, device: torch.device) -> str:
+    """What ``auto`` means on ``device``."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        try:
+            native = bool({"avx512_bf16", "amx_bf16", "bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
+        except OSError:
+            native = False
+    return "bf16" if native else "fp32"

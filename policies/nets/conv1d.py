@@ -1,14 +1,15 @@
 """Convolutions over the few steps of a chunk, fast on a CPU where the general ones are slow.
 
 A chunk is short and its batch is either large (training) or one (a robot), which is not what convolution libraries are
-tuned for. Measured on two cores for 256 -> 256 channels, kernel 5, 4 steps: with a batch of 256 a matrix product a tap is
-about twice as fast as the convolution, forward and backward, in float32 and bfloat16; with a batch of one, unfolding and
-one product is about four times as fast. Elsewhere (GPU, longer inputs, tracing) PyTorch's own convolution is used.
+tuned for. Measured on two cores for 256 -> 256 channels, kernel 5, 4 steps: with a batch of 256 a matrix product a tap
+is about twice as fast as the convolution, forward and backward, in float32 and bfloat16; with a batch of one, unfolding
+and one product is about four times as fast. Elsewhere (GPU, longer inputs, tracing) PyTorch's convolution is used.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -68,19 +69,27 @@ def _rows(x: Tensor) -> Tensor:
     return x.view(-1, x.shape[-1])
 
 
+@cache
+def _neighbours(steps: int, taps: int) -> Tensor:
+    """Which input step each tap of each output step reads, ``[steps * taps]``; ``steps`` stands for the padding."""
+    index = torch.arange(steps)[:, None] + torch.arange(taps) - taps // 2
+    return torch.where((index < 0) | (index >= steps), steps, index).flatten()
+
+
 def _seen(x: Tensor, taps: int) -> Tensor:
     """``[B, Ci, T] -> [B, T, taps * Ci]``: what each step of a convolution of the same length sees."""
     batch, channels, steps = x.shape
-    padded = F.pad(x.transpose(1, 2), (0, 0, taps // 2, taps // 2)).contiguous()
-    # Neighbouring rows share all but one step, and in this order each row is one run of memory.
-    return padded.as_strided((batch, steps, taps * channels), (padded.stride(0), channels, 1))
+    rows = x.transpose(1, 2)
+    if taps > 1:
+        rows = torch.cat([rows, rows.new_zeros(batch, 1, channels)], dim=1)
+        rows = rows.index_select(1, _neighbours(steps, taps))
+    return rows.reshape(batch, steps, taps * channels)
 
 
 def _product(w: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
     """``w [Co, n], seen [B, T, n], bias [Co] -> [B, Co, T]``. The wide matrix goes first: that is the fast order."""
     batch, steps, n = seen.shape
-    rows = seen.reshape(-1, n).contiguous()  # overlapping rows would be copied transposed, which is the slow order
-    y = torch.addmm(bias[:, None], w, rows.t())
+    y = torch.addmm(bias[:, None], w, seen.reshape(-1, n).t())
     return y.view(len(w), batch, steps).transpose(0, 1)
 
 

@@ -18,7 +18,7 @@ __all__ = ["MLPConfig", "ResidualMLP"]
 class MLPConfig(BackboneConfig):
     """Width and depth of :class:`ResidualMLP`."""
 
-    width: int = 512
+    width: int = 256
     depth: int = 4
     time_dim: int = 64
     dropout: float = 0.0

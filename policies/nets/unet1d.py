@@ -57,7 +57,7 @@ class _ResBlock(nn.Module):
         self.skip = Conv1d(inp, out, 1) if inp != out else nn.Identity()
 
     def forward(self, x: Tensor, modulation: Iterator[Tensor]) -> Tensor:
-        scale, shift = 1 + next(modulation), next(modulation)  # [B, C, 1]
+        scale, shift = next(modulation), next(modulation)  # [B, C, 1]
         h = torch.addcmul(shift, self.first(x), scale)  # [B, C, T]
         return self.second(h) + self.skip(x)
 
@@ -76,6 +76,8 @@ class _Level(nn.Module):
 
 class ConditionalUnet1d(Backbone):
     """Noisy chunk, time and observation to a chunk. FiLM scales and shifts of all blocks come from one linear layer."""
+
+    ones: Tensor  # [sum of sizes] 1 for a scale, 0 for a shift
 
     def __init__(
         self, config: UnetConfig, *, action_dim: int, horizon: int, n_obs: int, feature_dim: int, time_scale: float
@@ -99,13 +101,16 @@ class ConditionalUnet1d(Backbone):
         )
         self.out = nn.Sequential(_ConvBlock(dims[0], dims[0], config), Conv1d(dims[0], action_dim, 1))
         self._sizes = [m.out_channels for m in self.modules() if isinstance(m, _ResBlock) for _ in range(2)]
+        # Scales are predicted as a difference from 1.
+        ones = torch.cat([torch.full((n,), 1.0 - i % 2) for i, n in enumerate(self._sizes)])
+        self.register_buffer("ones", ones, persistent=False)
         self.film = nn.Sequential(nn.Mish(), nn.Linear(config.time_dim + n_obs * feature_dim, sum(self._sizes)))
 
     def condition(self, features: Tensor) -> Tensor:
         return features.flatten(1)  # [B, To, F] -> [B, To * F]
 
     def modulation(self, t: Tensor, cond: Tensor) -> Tensor:
-        return self.film(torch.cat([self.time(t), cond.float()], dim=-1))  # [n, sum of sizes]
+        return self.film(torch.cat([self.time(t), cond.float()], dim=-1)) + self.ones  # [n, sum of sizes]
 
     def denoise(self, x: Tensor, modulation: Tensor) -> Tensor:
         parts = iter(modulation[..., None].split(self._sizes, dim=1))  # each [B, C, 1]

@@ -24,10 +24,10 @@ Obs = dict[str, Tensor]
 class Step:
     """Result of one step of all worlds.
 
-    ``obs`` is what the policy sees next: in a world that ended it is the first observation of the next episode (same-step
-    auto-reset). ``final_obs`` is the observation that the step itself produced, before any reset: bootstrap a time-out
-    from it. ``terminated`` and ``truncated`` are never merged. ``info`` holds per-world tensors; two names are
-    reserved: ``success`` (bool ``[N]``, the goal holds now) and ``score`` (float ``[N]`` in 0..1, how close to the goal now).
+    ``obs`` is what the policy sees next: in a world that ended it is the first observation of the next episode
+    (same-step auto-reset). ``final_obs`` is the observation that the step itself produced, before any reset: bootstrap
+    a time-out from it. ``terminated`` and ``truncated`` are never merged. ``info`` holds per-world tensors; two names
+    are reserved: ``success`` (bool ``[N]``, the goal holds now) and ``score`` (float ``[N]`` in 0..1, how close it is).
     """
 
     obs: Obs  # {key: [N, ...]}
@@ -40,7 +40,7 @@ class Step:
 
 @dataclass(frozen=True)
 class ChunkStep:
-    """Result of executing a chunk of actions. A world that ends in mid-chunk ignores the rest and resets at the boundary."""
+    """Result of executing a chunk. A world that ends in mid-chunk ignores the rest and resets at the boundary."""
 
     obs: Obs  # {key: [N, ...]} after the chunk (after reset where ended)
     reward: Tensor  # [N, Ta] float32, 0 where not executed
@@ -48,7 +48,7 @@ class ChunkStep:
     truncated: Tensor  # [N] bool
     final_obs: Obs  # {key: [N, ...]} observation of the last executed step
     n_executed: Tensor  # [N] int64, 1..Ta
-    history: dict[str, Tensor]  # {key: [N, Ta, ...]} observation after each step; repeats the last one where not executed
+    history: dict[str, Tensor]  # {key: [N, Ta, ...]} observation after each step; the last one where not executed
     info: dict[str, Tensor]  # {name: [N, Ta, ...]}, likewise
 
 
@@ -58,7 +58,7 @@ def merge_obs(fresh: Obs, old: Obs, mask: Tensor) -> Obs:
 
 
 class VecEnv(ABC):
-    """``N`` worlds stepped side by side. Implementations write :meth:`reset` and :meth:`advance`; the rest follows."""
+    """``N`` worlds side by side. Implementations write :meth:`reset`, :meth:`advance` and :meth:`render`."""
 
     num_envs: int
     device: torch.device
@@ -84,7 +84,8 @@ class VecEnv(ABC):
     def advance(self, action: Tensor, active: Tensor) -> Step:
         """One control step without auto-reset; worlds outside ``active`` (bool ``[N]``) stay exactly as they are.
 
-        In the result ``obs`` is ``final_obs``; inactive worlds report reward 0, not ended, and their current observation.
+        In the result ``obs`` is ``final_obs``; inactive worlds report reward 0, not ended, and the observation they
+        have now.
         """
 
     def step(self, action: Tensor) -> Step:
@@ -105,7 +106,9 @@ class VecEnv(ABC):
             s = self.advance(action[:, i], active)
             if steps:  # a world that has ended repeats what it last reported
                 last = steps[-1]
-                info = {k: torch.where(active.view(-1, *[1] * (v.ndim - 1)), v, last.info[k]) for k, v in s.info.items()}
+                info = {
+                    k: torch.where(active.view(-1, *[1] * (v.ndim - 1)), v, last.info[k]) for k, v in s.info.items()
+                }
                 s = Step(s.obs, s.reward, s.terminated, s.truncated, s.final_obs, info)
             steps.append(s)
             terminated, truncated = terminated | s.terminated, truncated | s.truncated
@@ -131,5 +134,5 @@ class VecEnv(ABC):
     def render(self, index: int) -> np.ndarray:
         """Picture of world ``index``: uint8 ``[H, W, 3]`` RGB."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (most environments have nothing to release)
         """Release processes, windows and memory."""

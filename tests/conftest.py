@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def demo_store(tmp_path: Path) -> Path:
 def foreign_store(tmp_path: Path) -> Callable[..., Path]:
     """Make a store of 6 steps as other programs write it: no attributes, fill 0; ``action [2]``, ``state [3]``."""
 
-    def make(name: str, *, zarr_format: int = 2, ends: Sequence[int] = (2, 6)) -> Path:
+    def make(name: str, *, zarr_format: Literal[2, 3] = 2, ends: Sequence[int] = (2, 6)) -> Path:
         group = zarr.open_group(tmp_path / name, mode="w", zarr_format=zarr_format)
         for key, width in (("action", 2), ("state", 3)):
             group.create_array(f"data/{key}", data=np.arange(6 * width, dtype=np.float32).reshape(6, width))

@@ -53,14 +53,20 @@ def _words(reach: Path, run: Path, *more: str) -> list[str]:
     return ["train", f"data={reach}", "obs.keys=[qpos,goal]", f"run_dir={run}", *SMALL, *more]
 
 
-def _spawn(words: list[str]) -> subprocess.Popen:
+def _spawn(words: list[str]) -> subprocess.Popen[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "visuomotor.configs.cli", *words],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        text=True,
     )
+
+
+def _output(process: subprocess.Popen[str]) -> str:
+    """What the process writes until it ends."""
+    return process.communicate()[0]
 
 
 def _final(run: Path) -> dict[str, torch.Tensor]:
@@ -93,6 +99,7 @@ def test_a_finished_run_is_not_overwritten_and_a_resumed_one_keeps_its_settings(
     assert main(_words(reach, run, "train.steps=10")) == 0
     assert main(_words(reach, run, "train.steps=10")) == 2
     assert "holds a run already: go on with resume=" in capsys.readouterr().err
+    assert main(["train", f"resume={run}", "data.val_fraction=0.5"]) == 2
     assert main(["train", f"resume={run}", "train.steps=20"]) == 2
     assert "'train.steps=20' cannot change when a run is resumed" in capsys.readouterr().err
     with DemoStore.open(reach, "a") as store:
@@ -105,13 +112,14 @@ def test_a_finished_run_is_not_overwritten_and_a_resumed_one_keeps_its_settings(
 def _kill_and_resume(reach: Path, tmp_path: Path, kills: int, steps: int) -> None:
     settings = (f"train.steps={steps}", "train.save_every=5", "train.val_every=10", "data.val_fraction=0.2")
     whole = _spawn(_words(reach, tmp_path / "whole", *settings))
-    assert whole.wait() == 0, whole.stdout.read()
+    output = _output(whole)
+    assert whole.returncode == 0, output
     run, rng = tmp_path / "killed", random.Random(kills)
     process = _spawn(_words(reach, run, *settings))
     for kill in range(kills):
         metrics, begun = run / "metrics.jsonl", time.monotonic()
         while not (run / "checkpoints" / "last").exists() or not metrics.exists():
-            assert process.poll() is None, process.stdout.read()
+            assert process.poll() is None, _output(process)
             assert time.monotonic() - begun < 120
             time.sleep(0.005)
         logged = metrics.stat().st_size
@@ -122,7 +130,8 @@ def _kill_and_resume(reach: Path, tmp_path: Path, kills: int, steps: int) -> Non
         process.wait()
         assert kill or process.returncode == -signal.SIGKILL, "the first run ended before it could be killed"
         process = _spawn(["train", f"resume={run}"])
-    assert process.wait() == 0, process.stdout.read()
+    output = _output(process)
+    assert process.returncode == 0, output
     a, b = _final(tmp_path / "whole"), _final(run)
     assert a.keys() == b.keys()
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
@@ -144,11 +153,11 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume_from(reach, tmp_path):
     process = _spawn(_words(reach, run, "train.steps=100000", "train.save_every=0"))
     begun = time.monotonic()
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, _output(process)
         assert time.monotonic() - begun < 120
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    output = process.communicate()[0].decode()
+    output = _output(process)
     assert process.returncode == 130, output
     assert f"resume={run}" in output
     step = json.loads((run / "checkpoints" / "last" / "manifest.json").read_text())["step"]
@@ -166,6 +175,7 @@ def test_data_commands(reach, capsys, tmp_path):
     import zarr
 
     array = zarr.open_group(str(reach), mode="r+")["data/qpos"]
+    assert isinstance(array, zarr.Array)
     array[85, 1] = np.nan
     assert main(["data", "validate", str(reach)]) == 1
     assert "array qpos, episode 2, row 5" in capsys.readouterr().out

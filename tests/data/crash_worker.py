@@ -111,13 +111,17 @@ def kill_at(call: int) -> None:
 def trial(command: dict[str, Any]) -> dict[str, Any]:
     """Fork a writer; kill it after ``acks`` finished episodes and ``delay`` seconds more, or at its ``at``-th call."""
     reader, writer = os.pipe()
+
+    def done() -> None:
+        os.write(writer, b"x")
+
     child = os.fork()
     if child == 0:
         os.close(reader)
         work = {"append": append, "record": record}[command["work"]]
         if command["at"]:
             kill_at(command["at"])
-        work(command["path"], command["journal_bytes"], lambda: os.write(writer, b"x") and None, command["n"])
+        work(command["path"], command["journal_bytes"], done, command["n"])
         os._exit(0)
     os.close(writer)
     acked = 0

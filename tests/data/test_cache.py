@@ -58,7 +58,7 @@ def config(tmp_path):
 def test_values_types_and_second_load(tmp_path, mode):
     store = write_store(tmp_path / "s.zarr", {"state": state(), "img": image(), "flag": np.arange(T, dtype=np.int64)})
     config = CacheConfig(mode=mode, dir=str(tmp_path / "cache"))
-    calls = []
+    calls: list[tuple[str, int, int]] = []
     for expected_calls in ([("state", T, T), ("img", T, T), ("flag", T, T)], []):
         calls.clear()
         cache = load_cache(store, ["state", "img", "flag", "state"], config, progress=lambda *a: calls.append(a))

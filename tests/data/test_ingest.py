@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 
 from visuomotor.data.errors import DataError
 from visuomotor.data.ingest import plan_array, read_blocks
 from visuomotor.data.spec import ArraySpec
+from visuomotor.data.store import DemoStore
 
 
 class Blocks:
@@ -21,7 +24,7 @@ class Blocks:
 
     def ingest(self):
         plan = plan_array("x", self.specs["x"], len(self.values))
-        blocks = list(read_blocks(self, plan))
+        blocks = list(read_blocks(cast(DemoStore, self), plan))
         assert [start for start, _ in blocks] == list(range(0, len(self.values), 10))
         flat = np.concatenate([b for _, b in blocks])
         assert flat.shape == plan.shape

@@ -69,7 +69,9 @@ def test_trailing_fill_values_are_episodes_that_were_never_finished(foreign_stor
 
 def test_arrays_of_different_length_are_all_named(foreign_store: Callable[..., Path]) -> None:
     path = foreign_store("f.zarr")
-    zarr.open_group(path, mode="r+")["data/state"].resize((4, 3))
+    state = zarr.open_group(path, mode="r+")["data/state"]
+    assert isinstance(state, zarr.Array)
+    state.resize((4, 3))
     with pytest.raises(DataError, match=r"different length: action 6, state 4 rows; meta/episode_ends needs 6 in each"):
         DemoStore.open(path)
 

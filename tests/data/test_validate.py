@@ -26,9 +26,11 @@ def errors(path: Path, *, values: bool = True) -> list[Finding]:
     return [f for f in findings(path, values=values) if f.severity == "error"]
 
 
-def change(path: Path, key: str, row: int, value: object) -> None:
+def change(path: Path, key: str, row: int | slice, value: float | list[float]) -> None:
     """Change a value behind the store's back, as a faulty tool would."""
-    zarr.open_group(path, mode="r+")[f"data/{key}"][row] = value
+    array = zarr.open_group(path, mode="r+")[f"data/{key}"]
+    assert isinstance(array, zarr.Array)
+    array[row] = value
 
 
 def test_a_sound_store_has_only_the_warning_about_its_episode_of_one_step(demo_store: Path) -> None:

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 
-class Walk(gym.Env[dict[str, np.ndarray], np.ndarray]):
+class Walk(gym.Env[Any, np.ndarray]):
     """Adds action and noise to a position; ends beyond 3. ``tripwire``: what happens when an action exceeds 100."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  # as gymnasium declares it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -32,12 +33,15 @@ class FunctionNet:
         return self._function(x, t)
 
     def at(self, times: torch.Tensor) -> list[Callable[[torch.Tensor], torch.Tensor]]:
-        return [lambda x, t=t: self._function(x, t.expand(len(x))) for t in times]
+        return [partial(self._at, t) for t in times]
+
+    def _at(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self._function(x, t.expand(len(x)))
 
 
 @pytest.fixture
 def function_net() -> type[FunctionNet]:
-    """Wraps a function for :meth:`Head.sample`."""
+    """Wraps a function as a :class:`~visuomotor.policies.base.NetFn`."""
     return FunctionNet
 
 

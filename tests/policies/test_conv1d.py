@@ -68,14 +68,15 @@ def test_bfloat16_autocast_is_close_and_gives_float32_gradients():
     assert y.dtype == torch.bfloat16
     assert torch.allclose(y.float(), _conv(module, x), atol=0.05)
     y.float().square().mean().backward()
+    assert module.weight.grad is not None
     assert module.weight.grad.dtype == torch.float32
 
 
 def test_forward_mode_derivative():
     module = Conv1d(4, 4, 5).double()
     x, v = torch.randn(2, 40, 4, 4, dtype=torch.float64)
-    parameters = dict(module.named_parameters())
-    _, tangent = jvp(lambda z: functional_call(module, parameters, (z,)), (x,), (v,))
+    parameters: dict[str, torch.Tensor] = dict(module.named_parameters())
+    tangent = jvp(lambda z: functional_call(module, parameters, (z,)), (x,), (v,))[1]
     step = 1e-6
     numeric = (_conv(module, x + step * v) - _conv(module, x - step * v)) / (2 * step)
     assert torch.allclose(tangent, numeric, atol=1e-7)

@@ -148,6 +148,18 @@ def test_killed_five_times_and_resumed_equals_uninterrupted(reach, tmp_path):
     _kill_and_resume(reach, tmp_path, kills=5, steps=2000)
 
 
+def test_two_processes_learn_what_one_does(reach, tmp_path):
+    settings = ("train.steps=20", "data.val_fraction=0.2", "train.precision=fp32")
+    assert main(_words(reach, tmp_path / "one", *settings)) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command = [*torchrun, "visuomotor.configs.cli", *_words(reach, tmp_path / "two", *settings)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    a, b = _final(tmp_path / "one"), _final(tmp_path / "two")
+    for name in a:
+        assert torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-5), name
+
+
 def test_ctrl_c_leaves_a_checkpoint_to_resume_from(reach, tmp_path):
     run = tmp_path / "run"
     process = _spawn(_words(reach, run, "train.steps=100000", "train.save_every=0"))

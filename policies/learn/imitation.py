@@ -101,9 +101,8 @@ class Trainer:
             grad_norm = self._update()
             self.ema.update(step)
             self.steps_done = step + 1
-            event = StepEvent(
-                self.steps_done, total, loss.detach(), grad_norm, lr, self._config.batch_size, stop.requested
-            )
+            stopping = self._agree(stop.requested)
+            event = StepEvent(self.steps_done, total, loss.detach(), grad_norm, lr, self._config.batch_size, stopping)
             for subscriber in subscribers:
                 subscriber(event)
             if event.stopping:
@@ -156,6 +155,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
+
+    def _agree(self, stopping: bool) -> bool:
+        """Whether any rank wants to stop; asked every tenth step, because it costs a synchronisation."""
+        if self._accelerator.num_processes == 1:
+            return stopping
+        if self.steps_done % 10:
+            return False
+        flag = torch.tensor([float(stopping)], device=self._accelerator.device)
+        return bool(self._accelerator.reduce(flag, reduction="sum") > 0)
 
     def _autocast(self) -> torch.autocast:
         # Not Accelerator's: its precision is a setting of the whole process, and one process may train twice.

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 from visuomotor.configs.cli import main
 from visuomotor.configs.compose import compose_train
 from visuomotor.data.store import DemoStore
+from visuomotor.data.windows import WindowConfig
+from visuomotor.policies.heads.diffusion import DiffusionConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,6 +69,19 @@ def test_settings_of_written_train_commands_are_accepted(page: Path) -> None:
         words = shlex.split(line)
         if "--help" not in words:
             compose_train(words)
+
+
+@pytest.mark.parametrize(("page", "schema"), [("policies.md", DiffusionConfig), ("data.md", WindowConfig)])
+def test_defaults_in_tables_are_those_of_the_code(page: str, schema: type) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| setting \| default \|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in table.splitlines()[1:]]
+    defaults = {f.name: f.default for f in fields(schema)}
+    assert {name for name, _ in rows} == set(defaults)
+    for name, shown in rows:
+        default = defaults[name]
+        if default is not None:  # such a default is explained in words
+            assert shown == (f"{default:g}" if type(default) is float else str(default).lower()), name
 
 
 def test_make_help_lists_every_target() -> None:

@@ -79,7 +79,11 @@ class StoreReader:
             self.specs[key] = told
 
     def _load(self) -> None:
-        """Take the committed state: the arrays up to the last episode end, then the journal."""
+        """Take the committed state: the arrays up to the last episode end, then the journal.
+
+        Raises:
+            FileNotFoundError: a writer moved the journal, or a part of it, into the arrays meanwhile: look again.
+        """
         self.ends_array = open_array(self.root.group, f"meta/{ENDS}")
         self.array_ends = _read_ends(self.ends_array, self.path)
         self.arrays = {key: open_array(self.root.group, f"data/{key}") for key in self.specs}
@@ -87,6 +91,9 @@ class StoreReader:
         self._check_lengths()
         self.columns = self._open_columns()
         self._journal = read_journal(self.journal_path, self.specs, len(self.array_ends), self.n_array_steps)
+        # Entries that are gone leave no gap if they were the last ones. Their ends were written before they went.
+        if len(_read_ends(open_array(self.root.group, f"meta/{ENDS}"), self.path)) != len(self.array_ends):
+            raise FileNotFoundError("episodes keep moving from the journal into the arrays")
 
     def _check_lengths(self) -> None:
         lengths = {key: int(array.shape[0]) for key, array in self.arrays.items()}

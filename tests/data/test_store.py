@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from visuomotor.data import reader
 from visuomotor.data.errors import DataError
+from visuomotor.data.journal import JournalEntry, read_journal
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
 
@@ -142,6 +145,24 @@ def test_a_store_without_our_attributes_is_inferred_and_can_be_appended_to(
         assert store.read("action", 5, 8).tolist() == [[10, 11], [1, 1], [1, 1]]
     group = zarr.open_group(path, mode="r")  # as other programs open it: by consolidated metadata where there is any
     assert array_of(group, "data/action").shape == (10, 2)
+
+
+def test_a_journal_that_is_emptied_while_a_reader_looks_hides_no_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DemoStore.create(tmp_path / "a.zarr", SPECS) as writer:
+        writer.append_episode(episode(3))
+        looks: list[Any] = []
+
+        def late(*args: Any) -> list[JournalEntry]:
+            looks.append(args)
+            if len(looks) == 1:  # the reader has seen the arrays without the episode
+                writer.compact()
+            return read_journal(*args)
+
+        monkeypatch.setattr(reader, "read_journal", late)
+        with DemoStore.open(tmp_path / "a.zarr") as store:
+            assert (store.n_episodes, store.n_steps, len(looks)) == (1, 3, 2)
 
 
 def test_real_push_t_store_opens_unchanged() -> None:

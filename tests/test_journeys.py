@@ -111,9 +111,7 @@ def test_a_finished_run_is_not_overwritten_and_a_resumed_one_keeps_its_settings(
 
 def _kill_and_resume(reach: Path, tmp_path: Path, kills: int, steps: int) -> None:
     settings = (f"train.steps={steps}", "train.save_every=5", "train.val_every=10", "data.val_fraction=0.2")
-    whole = _spawn(_words(reach, tmp_path / "whole", *settings))
-    output = _output(whole)
-    assert whole.returncode == 0, output
+    assert main(_words(reach, tmp_path / "whole", *settings)) == 0
     run, rng = tmp_path / "killed", random.Random(kills)
     process = _spawn(_words(reach, run, *settings))
     for kill in range(kills):

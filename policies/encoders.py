@@ -80,15 +80,16 @@ class StateEncoder(nn.Module):
                 f"observation {images[0]!r} has shape {specs[images[0]].shape}, an image: image encoders are not in "
                 f"this version. Vectors that can be observed: {sorted(k for k in specs if not specs[k].is_image)}"
             )
+        self._scalars = {k for k in config.keys if specs[k].shape == ()}
         for key, dims in config.angles.items():
-            size = specs[key].shape[0] if len(specs[key].shape) == 1 else None
-            bad = [i for i in dims if size is None or not 0 <= i < size]
-            if bad or size is None:
+            shape = specs[key].shape or (1,)
+            if len(shape) != 1 or not all(0 <= i < shape[0] for i in dims):
                 raise ConfigError(f"obs.angles names components {dims} of {key!r}, which has shape {specs[key].shape}")
         self.feature_dim = sum(specs[k].size + len(config.angles.get(k, [])) for k in config.keys)
 
     def unroll(self, key: str, x: Tensor) -> Tensor:
-        """``x [..., D]`` with every angle replaced by its sine and cosine."""
+        """``x [..., *step shape]`` with every angle replaced by its sine and cosine; a scalar becomes one component."""
+        x = x[..., None] if key in self._scalars else x
         dims = self.config.angles.get(key)
         return sin_cos(x, dims) if dims else x
 
@@ -99,5 +100,5 @@ class StateEncoder(nn.Module):
             if key not in obs:
                 raise ConfigError(f"observation {key!r} is missing. {nearest(key, obs)}")
             x = normalizer.normalize(f"obs/{key}", self.unroll(key, obs[key].float()))
-            parts.append(x.flatten(2))  # [B, To, ...] -> [B, To, D]; a scalar a step becomes one component
-        return torch.cat([p if p.ndim == 3 else p[..., None] for p in parts], dim=-1)
+            parts.append(x.flatten(2))  # [B, To, ...] -> [B, To, D]
+        return torch.cat(parts, dim=-1)

@@ -9,6 +9,7 @@ import torch
 
 from visuomotor.data.batches import Batch
 from visuomotor.data.errors import CheckpointError, ConfigError
+from visuomotor.data.normalize import KeyNorm, Normalizer, compute_stats
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.windows import WindowConfig
 from visuomotor.policies.draws import Draws
@@ -105,6 +106,19 @@ def test_sine_and_cosine_are_not_rescaled(make_policy):
     assert features.shape == (16, 2, 4)
     assert torch.allclose(features[..., 2], heading.sin(), atol=1e-5)
     assert torch.allclose(features[..., 3], heading.cos(), atol=1e-5)
+
+
+def test_observations_of_any_rank_are_flattened_in_order():
+    specs = {"flag": ArraySpec(shape=()), "qpos": ArraySpec(shape=(2,)), "corners": ArraySpec(shape=(2, 2))}
+    encoder = StateEncoder(
+        ObservationConfig(keys=list(specs), angles={"flag": [0]}, norm=KeyNorm(mode="identity")), specs
+    )
+    obs = {"flag": torch.zeros(5, 3), "qpos": torch.ones(5, 3, 2), "corners": torch.full((5, 3, 2, 2), 2.0)}
+    stats = {f"obs/{k}": compute_stats([encoder.unroll(k, v).flatten(0, 1).numpy()]) for k, v in obs.items()}
+    features = encoder(obs, Normalizer(stats, {f"obs/{k}": encoder.config.norm_of(k) for k in obs}))
+    assert encoder.feature_dim == 8
+    assert features.shape == (5, 3, 8)
+    assert features[0, 0].tolist() == [0, 1, 1, 1, 2, 2, 2, 2]  # sin 0, cos 0, then the others as they are
 
 
 def test_images_are_refused_until_there_is_an_encoder():

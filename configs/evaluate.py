@@ -73,7 +73,7 @@ def _roll_out(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dic
     rollout = RolloutConfig(
         episodes=config.episodes, selection_episodes=1, num_envs=config.num_envs, videos=config.videos
     )
-    evaluator = RolloutEvaluator(env, rollout, loaded.policy.spec, n_exec=config.n_exec)
+    evaluator = RolloutEvaluator(task, env, rollout, loaded.policy.spec, n_exec=config.n_exec)
     out = _out(config, loaded)
     try:
         result = evaluator.test(loaded.policy, out / "videos")

@@ -26,13 +26,14 @@ class RolloutEvaluator:
         CheckpointError: the task gives other observations or actions than the policy has.
     """
 
-    def __init__(self, env: Any, config: RolloutConfig, spec: PolicySpec, *, n_exec: int | None = None) -> None:
+    def __init__(
+        self, task: str, env: Any, config: RolloutConfig, spec: PolicySpec, *, n_exec: int | None = None
+    ) -> None:
         self._config, self._n_exec = config, n_exec
         self._env = make_env(env, min(config.num_envs, max(config.episodes, config.selection_episodes)))
         try:
-            spec.check_source(
-                self._env.obs_spec, self._env.action_spec, self._env.fps, source=f"task {type(env).__name__}"
-            )
+            e = self._env
+            spec.check_source(e.obs_spec, e.action_spec, e.fps, source=f"task {task!r}")
         except BaseException:
             self._env.close()
             raise

@@ -232,7 +232,7 @@ class _Run:
         self._folder = CheckpointFolder(run_dir / "checkpoints")
         self._best_score, self._saved_step = best_score, trainer.steps_done
         self._evaluator = (
-            RolloutEvaluator(self._config.env, self._config.eval, data.spec)
+            RolloutEvaluator(str(self._config.task), self._config.env, self._config.eval, data.spec)
             if self._config.env is not None and self._config.eval.episodes > 0 and accelerator.is_main_process
             else None
         )

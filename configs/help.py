@@ -62,14 +62,17 @@ def _section(title: str, schema: type) -> str:
     return f"{head}\n" + "".join(_lines(prefix, schema)) + ("" if title else "\n")
 
 
-def _lines(prefix: str, schema: type) -> list[str]:
+def _lines(prefix: str, schema: type, instance: Any = None) -> list[str]:
+    """An entry for each field; the defaults are those of ``instance`` where the owner has set others."""
     texts = _descriptions(schema)
     out = []
     for f in fields(schema):
-        default = _default(f)
+        default = _default(f) if instance is None else getattr(instance, f.name)
         if is_dataclass(default):
-            out += _lines(f"{prefix}{f.name}.", type(default))
+            out += _lines(f"{prefix}{f.name}.", type(default), default)
             continue
+        if f.name in ("task", "env") and schema is TrainConfig:
+            continue  # set by the word task=
         if default == MUST_BE_GIVEN and f.name in groups():
             continue  # chosen by one word, listed above
         shown = "(must be given)" if default == MUST_BE_GIVEN else _show(default)

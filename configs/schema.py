@@ -74,7 +74,15 @@ class RolloutConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
-    """``visuomotor train``: from demonstrations to an evaluated policy."""
+    """``visuomotor train``: from demonstrations to an evaluated policy.
+
+    Attributes:
+        seed: of the split, the weights, the batches and all noise.
+        device: ``auto`` (the GPU where there is one), ``cpu`` or ``cuda``.
+        threads: CPU threads; null takes one a core.
+        run_dir: folder of the run; null makes ``runs/<date>_<task or data>_<policy>``.
+        resume: run or checkpoint to go on with; its own settings are used.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     obs: ObservationConfig = field(default_factory=ObservationConfig)
@@ -90,12 +98,18 @@ class TrainConfig:
     eval: RolloutConfig = field(default_factory=RolloutConfig)
     seed: int = 0
     device: str = "auto"
-    threads: int | None = None  # CPU threads; None takes one a core
-    run_dir: str | None = None  # None makes runs/<date>-<task or data>-<policy>
+    threads: int | None = None
+    run_dir: str | None = None
     resume: str | None = None
 
     def __post_init__(self) -> None:
         _check_device(self.device)
+        clip, modes = getattr(self.policy, "clip", None), {self.action.norm.mode, *self.action.norm.dims}
+        if clip is not None and modes != {"minmax"}:
+            raise ConfigError(
+                f"policy.clip={clip:g} bounds predicted actions to [-{clip:g}, {clip:g}] in normalised units, but with "
+                f"action.norm {sorted(modes - {'minmax'})} normalised actions leave that range: set policy.clip=null"
+            )
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed}: expected 0 or more")
         if self.threads is not None and self.threads < 1:

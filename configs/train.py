@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shlex
@@ -40,6 +41,7 @@ from visuomotor.policies.spec import PolicySpec
 __all__ = ["main"]
 
 _FREE_ON_RESUME = ("data=", "data.path=", "data.cache.", "env.", "eval.", "threads=")
+_SAME_DATA = ("n_episodes", "n_steps", "windows", "signature")
 INTERRUPTED = 130  # exit status of a run that was stopped by Ctrl-C, as shells have it
 
 
@@ -128,6 +130,7 @@ def _load_data(config: TrainConfig, accelerator: Accelerator, console: Console) 
         "n_train_episodes": len(train_episodes),
         "n_val_episodes": len(val_episodes),
         "skipped_episodes": skipped,
+        "signature": _signature(cache, document, keys),
         "cache": {"placement": cache.placement, "bytes": cache.nbytes, "reason": cache.reason},
     }
     console.print(
@@ -143,6 +146,12 @@ def _load_data(config: TrainConfig, accelerator: Accelerator, console: Console) 
         spec, cache, train_episodes, source(table, accelerator.process_index, accelerator.num_processes),
         source(val_table, 0, 1) if val_table else None, document,
     )  # fmt: skip
+
+
+def _signature(cache: TrainingCache, document: dict[str, Any], keys: Sequence[str]) -> str:
+    """Tells datasets apart by what they hold, wherever they lie: episode ends and the statistics of the used arrays."""
+    stats = json.dumps({k: document["keys"][k].get("stats") for k in keys}, sort_keys=True)
+    return hashlib.sha256(cache.episode_ends.tobytes() + stats.encode()).hexdigest()[:16]
 
 
 def _validation_table(cache: TrainingCache, config: TrainConfig, episodes: np.ndarray) -> WindowTable | None:
@@ -172,11 +181,11 @@ def _resume(
 ) -> float | None:
     """Put the trainer where the checkpoint left it; returns the best score so far."""
     saved = checkpoint.document("training")
-    for name in ("n_episodes", "n_steps", "windows"):
+    for name in _SAME_DATA:
         if saved["dataset"][name] != dataset[name]:
             raise CheckpointError(
-                f"the run was trained on {saved['dataset'][name]} {name.removeprefix('n_')}, the dataset now gives "
-                f"{dataset[name]}: a resumed run must see the same data"
+                f"the run was trained with {name} = {saved['dataset'][name]}, the dataset now gives {dataset[name]}: "
+                "a resumed run must see the same data"
             )
     for name, value in saved["arithmetic"].items():
         if value != arithmetic[name]:
@@ -260,13 +269,13 @@ class _Run:
         if not self._accelerator.is_main_process:
             with GracefulStop() as stop:
                 self._trainer.run([], stop)
-            return stop.requested
+            return self._trainer.steps_done < self._config.train.steps
         log = MetricLog(self._dir, self._trainer.steps_done)
         bar = ProgressBar(self._config.train.steps, self._trainer.steps_done, self._console)
         with GracefulStop() as stop, bar:
             self._trainer.run(self._subscribers(log, bar), stop)
         log.close()
-        return stop.requested and self._trainer.steps_done < self._config.train.steps
+        return self._trainer.steps_done < self._config.train.steps
 
     def _subscribers(self, log: MetricLog, bar: ProgressBar) -> list[Callable[[StepEvent], None]]:
         t = self._config.train
@@ -306,7 +315,7 @@ class _Run:
             "best_score": self._best_score,
             "arithmetic": self._arithmetic,
             "seed": self._config.seed,
-            "dataset": {k: self._data.document[k] for k in ("path", "n_episodes", "n_steps", "windows")},
+            "dataset": {k: self._data.document[k] for k in ("path", *_SAME_DATA)},
         }
         documents = {
             "config": self._composed.plain,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from safetensors.torch import load_file
 
 from visuomotor.configs.cli import main
@@ -102,6 +104,13 @@ def test_a_finished_run_is_not_overwritten_and_a_resumed_one_keeps_its_settings(
     assert main(["train", f"resume={run}", "data.val_fraction=0.5"]) == 2
     assert main(["train", f"resume={run}", "train.steps=20"]) == 2
     assert "'train.steps=20' cannot change when a run is resumed" in capsys.readouterr().err
+    other = tmp_path / "other.zarr"
+    shutil.copytree(reach, other)
+    action = zarr.open_group(str(other), mode="r+")["data/action"]
+    assert isinstance(action, zarr.Array)
+    action[3, 0] = 0.5
+    assert main(["train", f"resume={run}", f"data={other}"]) == 2
+    assert "signature" in capsys.readouterr().err
     with DemoStore.open(reach, "a") as store:
         episode = store.episode(0)
         store.append_episode(episode)
@@ -147,7 +156,7 @@ def test_killed_five_times_and_resumed_equals_uninterrupted(reach, tmp_path):
 
 
 def test_two_processes_learn_what_one_does(reach, tmp_path):
-    settings = ("train.steps=20", "data.val_fraction=0.2", "train.precision=fp32")
+    settings = ("train.steps=20", "data.val_fraction=0.2", "train.precision=fp32", "backbone.dropout=0")
     assert main(_words(reach, tmp_path / "one", *settings)) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command = [*torchrun, "visuomotor.configs.cli", *_words(reach, tmp_path / "two", *settings)]
@@ -182,8 +191,6 @@ def test_data_commands(reach, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["keys"]["action"]["unit"] == "m"
     assert main(["data", "validate", str(reach)]) == 0
     assert "0 error(s)" in capsys.readouterr().out
-    import zarr
-
     array = zarr.open_group(str(reach), mode="r+")["data/qpos"]
     assert isinstance(array, zarr.Array)
     array[85, 1] = np.nan

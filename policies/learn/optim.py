@@ -20,9 +20,14 @@ __all__ = ["EMA", "EMAConfig", "OptimConfig", "clip_gradients", "learning_rate",
 
 @dataclass(kw_only=True, slots=True)
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay to 0, counted in optimiser steps.
+    """AdamW (Loshchilov and Hutter 2019) with linear warm-up and cosine decay to 0.
 
-    ``weight_decay`` acts on matrices only: biases, gains and embeddings are left alone.
+    Attributes:
+        lr: learning rate at its highest.
+        betas: decay of the running mean and of the running square of the gradient.
+        weight_decay: acts on matrices only; biases and gains are left alone.
+        warmup_steps: optimiser steps over which the rate rises.
+        grad_clip: bound on the norm of the whole gradient; null for none.
     """
 
     lr: float = 1e-4
@@ -59,7 +64,10 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
     ]
     betas = (config.betas[0], config.betas[1])
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, fused=True)
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, fused=True)
+    # Fused kernels do not tell autograd that they changed the weights, and copies made for acting rely on that.
+    optimizer.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(params))
+    return optimizer
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
@@ -73,7 +81,12 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
 
 @dataclass(kw_only=True, slots=True)
 class EMAConfig:
-    """Moving average of the weights: ``decay_t = min(max_decay, 1 - (1 + t) ** -power)``, Diffusion Policy's."""
+    """Moving average of the weights: ``decay_t = min(max_decay, 1 - (1 + t) ** -power)``, Diffusion Policy's.
+
+    Attributes:
+        max_decay: weight of the old average at most.
+        power: how fast that is reached.
+    """
 
     max_decay: float = 0.9999
     power: float = 0.75

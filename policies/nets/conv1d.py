@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -119,11 +119,22 @@ class _Weights(nn.Module):
         return self.weight.transpose(0, 1).flatten(1)  # [Co, K * Ci]
 
     def packed(self) -> Tensor:
-        """:meth:`pack`, computed again only when the weight has changed."""
+        """:meth:`pack`, computed again only when the weight has changed.
+
+        A change in place is seen by the tensor's version, which PyTorch's fused optimisers do not raise;
+        ``make_optimizer`` does it for them, and :meth:`train` forgets the copy in any case.
+        """
+        if self.weight.is_inference():  # keeps no version
+            return self.pack()
         version = (self.weight.data_ptr(), self.weight._version)
         if self._packed is None or self._packed[0] != version:
             self._packed = (version, self.pack().contiguous())
         return self._packed[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """As :meth:`torch.nn.Module.train`."""
+        self._packed = None
+        return super().train(mode)
 
     def is_small(self, x: Tensor) -> bool:
         """Acting on a robot or on few worlds: no gradients, and hardly more numbers than weights."""

@@ -20,7 +20,12 @@ __all__ = ["ConditionalUnet1d", "UnetConfig"]
 class UnetConfig(BackboneConfig):
     """Sizes of :class:`ConditionalUnet1d`; the defaults are Diffusion Policy's for state observations.
 
-    ``horizon`` must be divisible by ``2 ** (len(dims) - 1)``: every level but the last halves the time axis.
+    Attributes:
+        dims: channels of each level; every level but the last halves the chunk, so ``horizon`` must be divisible by
+            ``2 ** (len(dims) - 1)``.
+        kernel_size: steps that a convolution sees, odd.
+        groups: groups of the group norm.
+        time_dim: size of the embedding of the denoising time.
     """
 
     dims: list[int] = field(default_factory=lambda: [256, 512, 1024])

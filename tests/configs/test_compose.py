@@ -76,6 +76,7 @@ def test_saved_settings_come_back_the_same():
         (["train.steps"], r"cannot read 'train.steps': expected key=value"),
         (["seed=1,2"], r"'seed=1,2' names several values"),
         (["seed=-1"], r"seed=-1"),
+        (["action.norm.mode=zscore"], r"policy\.clip=1 .*\['zscore'\].*policy\.clip=null"),
         (["device=tpu"], r"unknown device 'tpu'"),
         (["window.horizon=8"], r"horizon=8 is too short for n_obs=2 and n_exec=8"),
         (["obs.angles.qpos=[0]"], r"obs\.angles names 'qpos', which is not observed.*state"),
@@ -109,5 +110,6 @@ def test_help_names_every_setting_with_its_default_and_meaning():
     parts = ["policy=diffusion", "backbone=mlp|unet", "task=none|pusht", "train.steps=", "window.horizon=16"]
     for part in [*parts, "policy.solver=", "optim.lr=", "data.path=(must be given)", "env.max_episode_steps=300"]:
         assert part in text, part
+    assert "action.norm.clip=null" in text  # what the owner set, not the default of its class
     assert "checkpoint=(must be given)" in eval_help()
     assert max(map(len, text.splitlines())) <= 124

@@ -85,7 +85,7 @@ def make_policy(cache: TrainingCache) -> Callable[..., tuple[Policy, BatchSource
         torch.manual_seed(0)
         diffusion = DiffusionHead(head or DiffusionConfig(prediction="sample"))
         net = ResidualMLP(
-            MLPConfig(width=32, depth=2), action_dim=2, horizon=window.horizon, n_obs=window.n_obs,
+            MLPConfig(width=32, depth=2, dropout=0.05), action_dim=2, horizon=window.horizon, n_obs=window.n_obs,
             feature_dim=encoder.feature_dim, time_scale=diffusion.time_scale,
         )  # fmt: skip
         return Policy(spec, encoder=encoder, backbone=net, head=diffusion, normalizer=normalizer), source

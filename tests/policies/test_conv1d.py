@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call, jvp
 
+from visuomotor.policies.learn.optim import OptimConfig, make_optimizer
 from visuomotor.policies.nets.conv1d import Conv1d, Downsample1d, Upsample1d
 
 
@@ -87,3 +88,23 @@ def test_initialised_as_pytorch_does():
     mine, theirs = Conv1d(50, 70, 5), torch.nn.Conv1d(50, 70, 5)
     assert float(mine.weight.detach().abs().max()) == pytest.approx(float(theirs.weight.detach().abs().max()), rel=0.01)
     assert float(mine.weight.detach().std()) == pytest.approx(float(theirs.weight.detach().std()), rel=0.05)
+
+
+def test_acting_sees_the_steps_of_a_fused_optimizer():
+    module = Conv1d(8, 8, 3)
+    optimizer = make_optimizer(module, OptimConfig(lr=0.1))
+    x = torch.randn(1, 8, 4)
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.allclose(module(x), _conv(module, x), atol=1e-5)
+        module(x).square().sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert torch.allclose(module(x), _conv(module, x), atol=1e-5)
+
+
+def test_weights_made_in_inference_mode():
+    with torch.inference_mode():
+        module = Conv1d(2, 2, 3)
+        x = torch.randn(1, 2, 4)
+        assert torch.allclose(module(x), _conv(module, x), atol=1e-6)

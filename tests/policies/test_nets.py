@@ -18,7 +18,7 @@ def _unet(dims=(16, 32, 64), groups=4, horizon=16):
 
 
 def _mlp():
-    config = MLPConfig(width=32, depth=2)
+    config = MLPConfig(width=32, depth=2, dropout=0.0)
     return ResidualMLP(config, action_dim=3, horizon=16, n_obs=2, feature_dim=5, time_scale=1.0)
 
 

@@ -20,7 +20,7 @@ help:  ## list the targets
 install: $(STAMP)  ## create .venv with the pinned versions (the other targets do it when it is needed)
 
 demo: check-data $(STAMP)  ## train on Push-T demonstrations and evaluate: make demo DATA=<zarr> [ARGS='seed=1']
-	@$(BIN)/visuomotor train task=pusht "data.path='$(DATA)'" $(ARGS)
+	@$(BIN)/visuomotor train task=pusht "data=$(DATA)" $(ARGS)
 
 test: $(STAMP)  ## run the tests: make test [ARGS='tests/data -k store']
 	@$(BIN)/pytest $(ARGS)

@@ -26,6 +26,8 @@ __all__ = ["Composed", "compose_train", "groups", "known_keys", "parse_plain", "
 
 T = TypeVar("T")
 
+_PATHS = ("data", "data.path", "data.cache.dir", "run_dir", "resume", "checkpoint", "against", "out")
+
 
 @dataclass(frozen=True)
 class Composed:
@@ -116,7 +118,7 @@ def _is_dataclass(node: DictConfig) -> bool:
 
 def _shorthand(word: str) -> str:
     """``data=<path>`` means ``data.path=<path>``: what everybody types first."""
-    return f"data.path={word[5:]}" if word.startswith("data=") and not word.startswith("data={") else word
+    return f"data.path={word[5:]}" if word.startswith("data=") else word
 
 
 def _parse(words: Sequence[str]) -> list[Override]:
@@ -125,19 +127,22 @@ def _parse(words: Sequence[str]) -> list[Override]:
         if "=" not in word:
             raise ConfigError(f"cannot read {word!r}: expected key=value, as in train.steps=5000")
         try:
-            out += OverridesParser.create().parse_overrides([word])
-        except HydraException:
-            # A path may hold characters that Hydra's grammar gives a meaning to; take such a value literally.
-            key, value = word.split("=", 1)
-            quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-            try:
-                out += OverridesParser.create().parse_overrides([f"{key}='{quoted}'"])
-            except HydraException:
-                raise ConfigError(f"cannot read {word!r}: expected key=value, as in train.steps=5000") from None
+            out += OverridesParser.create().parse_overrides([_literal_path(word)])
+        except HydraException as e:
+            raise ConfigError(f"cannot read {word!r}: {_first_line(e)}") from None
     sweeps = [o.input_line for o in out if o.is_sweep_override()]
     if sweeps:
         raise ConfigError(f"{sweeps[0]!r} names several values; this command runs one. Loop over them in the shell.")
     return out
+
+
+def _literal_path(word: str) -> str:
+    """A path as it is: it may hold commas, spaces and braces, to which Hydra's grammar gives a meaning."""
+    key, value = word.split("=", 1)
+    if key not in _PATHS or value in ("", "null") or value[0] in "'\"":
+        return word
+    quoted = value.replace("'", "\\'")
+    return f"{key}='{quoted}'"
 
 
 def _check_keys(overrides: Sequence[Override], known: Mapping[str, bool]) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from visuomotor.configs.build import LoadedPolicy, load_policy, pick_device, set_threads
 from visuomotor.configs.compose import parse_plain
-from visuomotor.configs.rollout import RolloutEvaluator, print_result, result_document
+from visuomotor.configs.rollout import RolloutEvaluator, print_comparison, print_result, result_document
 from visuomotor.configs.schema import EvalConfig, RolloutConfig
 from visuomotor.data.batches import BatchSource
 from visuomotor.data.cache import CacheConfig, load_cache
@@ -22,6 +22,7 @@ from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.store import DemoStore
 from visuomotor.data.windows import split_episodes, window_table
 from visuomotor.envs.registry import get_task
+from visuomotor.policies.learn.evaluate import EvalResult, compare
 from visuomotor.policies.learn.open_loop import open_loop_error
 
 __all__ = ["main"]
@@ -31,13 +32,7 @@ def main(words: Sequence[str]) -> int:
     """Evaluate as ``words`` say (``key=value ...``); returns the exit status."""
     config = parse_plain(EvalConfig, words)
     set_threads(config.threads)
-    loaded = load_policy(
-        config.checkpoint,
-        weights=config.weights,
-        device=pick_device(config.device),
-        solver=config.solver,
-        sample_steps=config.sample_steps,
-    )
+    loaded = _load(config, config.checkpoint)
     console = Console()
     document = _open_loop(config, loaded, console) if config.data is not None else _roll_out(config, loaded, console)
     out = _out(config, loaded)
@@ -45,6 +40,16 @@ def main(words: Sequence[str]) -> int:
     (out / "eval.json").write_text(json.dumps(document, indent=1))
     console.print(f"written: {out / 'eval.json'}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _load(config: EvalConfig, checkpoint: str) -> LoadedPolicy:
+    return load_policy(
+        checkpoint,
+        weights=config.weights,
+        device=pick_device(config.device),
+        solver=config.solver,
+        sample_steps=config.sample_steps,
+    )
 
 
 def _out(config: EvalConfig, loaded: LoadedPolicy) -> Path:
@@ -57,32 +62,52 @@ def _out(config: EvalConfig, loaded: LoadedPolicy) -> Path:
 
 
 def _roll_out(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dict[str, Any]:
-    saved = loaded.checkpoint.document("config")
-    task = config.task or saved["config"]["task"]
+    saved = loaded.checkpoint.document("config")["config"]
+    task = config.task or saved["task"]
     if task is None:
         raise ConfigError("this policy was trained without a task: give task=<name> to roll out, or data=<zarr>")
+    env = _environment(task, {**(saved["env"] if saved["task"] == task else {}), **config.env})
+    out = _out(config, loaded)
+    result = _test(config, loaded, task, env, out / "videos", console)
+    document = {"task": task, "checkpoint": str(loaded.checkpoint.path), **result_document(result, out)}
+    if config.against is not None:
+        other = _load(config, config.against)
+        document["against"] = {"checkpoint": str(other.checkpoint.path)}
+        difference = compare(result, _test(config, other, task, env, None, console))
+        document["against"] |= difference.to_dict()
+        print_comparison(difference, console)
+    return document
+
+
+def _environment(task: str, settings: dict[str, Any]) -> Any:
+    """Settings of the task's environment: its defaults, and ``settings`` on top."""
     schema = get_task(task).config_class
-    overrides = {**(saved["config"]["env"] if saved["config"]["task"] == task else {}), **config.env}
     known = set(schema.__dataclass_fields__)  # type: ignore[attr-defined]
-    if unknown := sorted(set(overrides) - known):
+    if unknown := sorted(set(settings) - known):
         raise ConfigError(f"task {task!r} has no setting env.{unknown[0]}. {nearest(unknown[0], known)}")
     try:
-        env = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), overrides))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), settings))
     except OmegaConfBaseException as e:
         raise ConfigError(f"env: {str(e).splitlines()[0]}") from None
+
+
+def _test(
+    config: EvalConfig, loaded: LoadedPolicy, task: str, env: Any, video_dir: Path | None, console: Console
+) -> EvalResult:
+    """Roll out on the test seeds and print the result."""
     rollout = RolloutConfig(
         episodes=config.episodes, selection_episodes=1, num_envs=config.num_envs, videos=config.videos
     )
     evaluator = RolloutEvaluator(task, env, rollout, loaded.policy.spec, n_exec=config.n_exec)
-    out = _out(config, loaded)
     try:
-        result = evaluator.test(loaded.policy, out / "videos")
+        result = evaluator.test(loaded.policy, video_dir)
     finally:
         evaluator.close()
-    print_result(result, console, f"{loaded.checkpoint.path.name} ({config.weights} weights)")
+    run = loaded.checkpoint.path.parent.parent.name
+    print_result(result, console, f"{run}/{loaded.checkpoint.path.name} ({config.weights} weights)")
     for warning in result.warnings:
         console.print(f"[yellow]{warning}[/yellow]")
-    return {"task": task, "checkpoint": str(loaded.checkpoint.path), **result_document(result, out)}
+    return result
 
 
 def _open_loop(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dict[str, Any]:

@@ -33,6 +33,7 @@ _EVAL = """\
 visuomotor eval: measure a trained policy
 
   visuomotor eval checkpoint=runs/<run> task=pusht      roll out on test seeds: score and success with intervals, videos
+  visuomotor eval checkpoint=runs/a against=runs/b      the same seeds for both: paired differences
   visuomotor eval checkpoint=runs/<run> data=my.zarr    open-loop error on held-out episodes
 
 """

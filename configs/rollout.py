@@ -12,11 +12,11 @@ from visuomotor.configs.build import load_policy
 from visuomotor.configs.schema import RolloutConfig
 from visuomotor.envs.registry import make_env
 from visuomotor.policies.chunking import RecedingHorizon
-from visuomotor.policies.learn.evaluate import EvalResult, evaluate, selection_seeds, test_seeds
+from visuomotor.policies.learn.evaluate import Comparison, EvalResult, evaluate, selection_seeds, test_seeds
 from visuomotor.policies.policy import Policy
 from visuomotor.policies.spec import PolicySpec
 
-__all__ = ["RolloutEvaluator", "print_result", "result_document"]
+__all__ = ["RolloutEvaluator", "print_comparison", "print_result", "result_document"]
 
 
 class RolloutEvaluator:
@@ -42,8 +42,8 @@ class RolloutEvaluator:
         """Evaluate on the selection seeds, without films."""
         return evaluate(self._env, self._actor(policy), selection_seeds(self._config.selection_episodes))
 
-    def test(self, policy: Policy, video_dir: Path) -> EvalResult:
-        """Evaluate on the test seeds and film the worst and the best episodes."""
+    def test(self, policy: Policy, video_dir: Path | None) -> EvalResult:
+        """Evaluate on the test seeds and, given a folder, film the worst and the best episodes."""
         n = self._config.videos
         seeds = test_seeds(self._config.episodes)
         return evaluate(
@@ -81,6 +81,19 @@ def print_result(result: EvalResult, console: Console, what: str) -> None:
         f"{what}: mean score {result.score_mean:.3f} [{low:.3f}, {high:.3f}], success {result.success_rate:.0%} "
         f"[{s_low:.0%}, {s_high:.0%}] over {len(result.episodes)} test seeds "
         f"({result.seconds:.0f} s, {result.steps_per_s:,.0f} steps/s)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_comparison(difference: Comparison, console: Console) -> None:
+    """Paired differences with their intervals."""
+    d = difference
+    console.print(
+        f"difference over {d.n} paired seeds: score {d.score_difference:+.3f} "
+        f"[{d.score_interval[0]:+.3f}, {d.score_interval[1]:+.3f}], success {d.success_difference:+.0%} "
+        f"[{d.success_interval[0]:+.0%}, {d.success_interval[1]:+.0%}] (only the first succeeds: {d.only_a}, only the "
+        f"second: {d.only_b}; McNemar p = {d.p_value:.3f})",
         highlight=False,
         soft_wrap=True,
     )

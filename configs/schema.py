@@ -124,6 +124,7 @@ class EvalConfig:
         checkpoint: a checkpoint folder, or a run (its best checkpoint, else its last).
         task: roll out in this task; None takes the one it was trained for, unless ``data`` is given.
         data: open-loop error on the held-out episodes of this store.
+        against: another checkpoint or run: both run the same seeds, and the paired difference is reported.
         env: settings of the task's environment that differ from their defaults.
         weights: ``ema`` (the moving average) or ``raw``.
         solver, sample_steps: another solver or number of denoising steps than in training; None keeps them.
@@ -134,6 +135,7 @@ class EvalConfig:
     checkpoint: str = MISSING
     task: str | None = None
     data: str | None = None
+    against: str | None = None
     env: dict[str, Any] = field(default_factory=dict)
     episodes: int = 100
     num_envs: int = 100
@@ -152,6 +154,8 @@ class EvalConfig:
             raise ConfigError(f"unknown weights {self.weights!r}. {nearest(self.weights, ('ema', 'raw'))}")
         if self.task is not None and self.data is not None:
             raise ConfigError("give task= (roll out) or data= (open-loop error), not both")
+        if self.against is not None and self.data is not None:
+            raise ConfigError("against= compares two policies in a task; it does not go with data=")
         for name, low in (("episodes", 1), ("num_envs", 1), ("videos", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected at least {low}")

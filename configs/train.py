@@ -126,6 +126,7 @@ def _load_data(config: TrainConfig, accelerator: Accelerator, console: Console) 
 
     skipped = sorted({*table.skipped, *(val_table.skipped if val_table else val_episodes.tolist())})
     document |= {
+        "fps": spec.fps,
         "windows": len(table),
         "n_train_episodes": len(train_episodes),
         "n_val_episodes": len(val_episodes),

@@ -251,5 +251,8 @@ def test_push_t_from_demonstrations_to_an_evaluated_policy(tmp_path, capsys):
     capsys.readouterr()
     assert main(["eval", f"checkpoint={run}", "task=pusht", "episodes=2", "videos=0", "env.workers=0"]) == 0
     assert "over 2 test seeds" in capsys.readouterr().out
+    again = ["eval", f"checkpoint={run}", f"against={run}", "episodes=3", "videos=0", "env.workers=0"]
+    assert main(again) == 0
+    assert "difference over 3 paired seeds: score +0.000" in capsys.readouterr().out  # a policy against itself
     assert main(["eval", f"checkpoint={run}", "task=pusht", "env.obs=image", "env.workers=0"]) == 2
     assert "the policy observes 'state'" in capsys.readouterr().err

@@ -49,7 +49,10 @@ def test_new_keys_go_into_plain_dicts():
 
 
 def test_a_path_may_hold_what_the_grammar_gives_a_meaning_to():
-    assert compose_train(["data=/a (copy)/it's {1}.zarr"]).config.data.path == "/a (copy)/it's {1}.zarr"
+    for path in ("/a (copy)/it's {1}.zarr", "/runs/a,b=c.zarr", "~/x", "a\\b"):
+        assert compose_train([f"data={path}"]).config.data.path == path
+    assert compose_train(["data.path='quoted, already'"]).config.data.path == "quoted, already"
+    assert compose_train(["data=x", "run_dir=null"]).config.run_dir is None
 
 
 def test_saved_settings_come_back_the_same():

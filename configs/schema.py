@@ -62,7 +62,7 @@ class RolloutConfig:
     """
 
     episodes: int = 100
-    selection_episodes: int = 50
+    selection_episodes: int = 100
     num_envs: int = 100
     videos: int = 2
 

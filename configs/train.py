@@ -305,8 +305,10 @@ class _Run:
         folder = self._dir / "eval"
         folder.mkdir(exist_ok=True)
         (folder / f"step_{event.step:08d}.json").write_text(json.dumps(result.to_dict(), indent=1))
-        if self._best_score is None or result.score_mean >= self._best_score:
-            self._best_score = result.score_mean
+        # Either alone is too coarse: the score saturates before the last millimetres, success counts nothing else.
+        quality = (result.score_mean + result.success_rate) / 2
+        if self._best_score is None or quality >= self._best_score:
+            self._best_score = quality
             self._save(event.step, best=True)
 
     def _save(self, step: int, *, best: bool = False) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 __all__ = ["Conv1d", "Downsample1d", "Upsample1d"]
 
 _SHORT = 4  # steps up to which a product a tap wins in training
-_SMALL = 64  # batch * steps up to which unfolding wins
+_FEW = 64  # steps of a single chunk up to which unfolding wins
 
 
 class _PerTap(torch.autograd.Function):
@@ -29,26 +29,24 @@ class _PerTap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         xt = x.permute(2, 0, 1).contiguous()
         y = b.expand(*xt.shape[:2], len(b)).contiguous()  # [T, B, Co]
         for tap, (src, dst) in _spans(len(w), len(xt)):
             _rows(y[dst]).addmm_(_rows(xt[src]), w[tap].t())
+        ctx.save_for_backward(xt, w)
         return y.permute(1, 2, 0).contiguous()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        x, w, _ = inputs
-        ctx.save_for_backward(x, w)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, w = ctx.saved_tensors
-        xt, gt = x.permute(2, 0, 1).contiguous(), g.permute(2, 0, 1).contiguous()
-        gx, gw = torch.zeros_like(xt), torch.zeros_like(w)
+        xt, w = ctx.saved_tensors
+        gt, middle = g.permute(2, 0, 1).contiguous(), len(w) // 2
+        gw = torch.zeros_like(w)
+        gx = torch.mm(_rows(gt), w[middle]).view_as(xt)  # the middle tap reaches every step: nothing to add to yet
         for tap, (src, dst) in _spans(len(w), len(xt)):
-            _rows(gx[src]).addmm_(_rows(gt[dst]), w[tap])
+            if tap != middle:
+                _rows(gx[src]).addmm_(_rows(gt[dst]), w[tap])
             torch.mm(_rows(gt[dst]).t(), _rows(xt[src]), out=gw[tap])
         # What comes before and after works along time; strided gradients would be several times slower there.
         return gx.permute(1, 2, 0).contiguous(), gw, gt.sum((0, 1))
@@ -72,25 +70,26 @@ def _rows(x: Tensor) -> Tensor:
 @cache
 def _neighbours(steps: int, taps: int) -> Tensor:
     """Which input step each tap of each output step reads, ``[steps * taps]``; ``steps`` stands for the padding."""
-    index = torch.arange(steps)[:, None] + torch.arange(taps) - taps // 2
-    return torch.where((index < 0) | (index >= steps), steps, index).flatten()
+    with torch.inference_mode(False):
+        index = torch.arange(steps)[:, None] + torch.arange(taps) - taps // 2
+        return torch.where((index < 0) | (index >= steps), steps, index).flatten()
+
+
+@cache
+def _padding(channels: int, dtype: torch.dtype) -> Tensor:
+    """One step of zeros, ``[1, channels]``; never written to."""
+    with torch.inference_mode(False):
+        return torch.zeros(1, channels, dtype=dtype)
 
 
 def _seen(x: Tensor, taps: int) -> Tensor:
-    """``[B, Ci, T] -> [B, T, taps * Ci]``: what each step of a convolution of the same length sees."""
-    batch, channels, steps = x.shape
-    rows = x.transpose(1, 2)
-    if taps > 1:
-        rows = torch.cat([rows, rows.new_zeros(batch, 1, channels)], dim=1)
-        rows = rows.index_select(1, _neighbours(steps, taps))
-    return rows.reshape(batch, steps, taps * channels)
-
-
-def _product(w: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
-    """``w [Co, n], seen [B, T, n], bias [Co] -> [B, Co, T]``. The wide matrix goes first: that is the fast order."""
-    batch, steps, n = seen.shape
-    y = torch.addmm(bias[:, None], w, seen.reshape(-1, n).t())
-    return y.view(len(w), batch, steps).transpose(0, 1)
+    """``[1, Ci, T] -> [T, taps * Ci]``: what each step of a convolution of the same length sees."""
+    rows = x[0].t()
+    if taps == 1:
+        return rows
+    steps, channels = rows.shape
+    padded = torch.cat([rows, _padding(channels, x.dtype)])
+    return padded.index_select(0, _neighbours(steps, taps)).view(steps, taps * channels)
 
 
 def _is_plain_cpu(x: Tensor) -> bool:
@@ -107,46 +106,53 @@ class _Weights(nn.Module):
         self.taps = taps
         self.weight = nn.Parameter(torch.empty(taps, out, inp).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(out).uniform_(-bound, bound))
-        self._packed: tuple[tuple[int, int], Tensor] | None = None
+        self._packed: tuple[tuple[int, ...], Tensor, Tensor] | None = None
 
     @property
     def as_torch(self) -> Tensor:
         """The weight in the order of :func:`torch.nn.functional.conv1d`, ``[Co, Ci, K]``."""
         return self.weight.permute(1, 2, 0).contiguous()
 
-    def pack(self) -> Tensor:
-        """The weight as one matrix for :func:`_product`."""
-        return self.weight.transpose(0, 1).flatten(1)  # [Co, K * Ci]
+    def pack(self) -> tuple[Tensor, Tensor]:
+        """Weight ``[Co, K * Ci]`` and bias ``[Co, 1]`` for :meth:`act`."""
+        return self.weight.transpose(0, 1).flatten(1), self.bias[:, None]
 
-    def packed(self) -> Tensor:
-        """:meth:`pack`, computed again only when the weight has changed.
+    def packed(self) -> tuple[Tensor, Tensor]:
+        """:meth:`pack`, computed again only when weight or bias has changed.
 
         A change in place is seen by the tensor's version, which PyTorch's fused optimisers do not raise;
         ``make_optimizer`` does it for them, and :meth:`train` forgets the copy in any case.
         """
-        if self.weight.is_inference():  # keeps no version
+        w, b = self.weight, self.bias
+        if w.is_inference():  # keeps no version
             return self.pack()
-        version = (self.weight.data_ptr(), self.weight._version)
+        version = (w.data_ptr(), w._version, b.data_ptr(), b._version)
         if self._packed is None or self._packed[0] != version:
-            self._packed = (version, self.pack().contiguous())
-        return self._packed[1]
+            weight, bias = self.pack()
+            self._packed = (version, weight.contiguous(), bias.clone())
+        return self._packed[1:]
 
     def train(self, mode: bool = True) -> Self:
         """As :meth:`torch.nn.Module.train`."""
         self._packed = None
         return super().train(mode)
 
-    def is_small(self, x: Tensor) -> bool:
-        """Acting on a robot or on few worlds: no gradients, and hardly more numbers than weights."""
-        return _is_plain_cpu(x) and not torch.is_grad_enabled() and x.shape[0] * x.shape[2] <= _SMALL
+    def acts(self, x: Tensor) -> bool:
+        """Whether ``x`` is the chunk of one robot: no gradients, a batch of one, few steps."""
+        return not torch.is_grad_enabled() and len(x) == 1 and x.shape[2] <= _FEW and _is_plain_cpu(x)
+
+    def act(self, seen: Tensor) -> Tensor:
+        """``[T, K * Ci] -> [Co, T]`` in one product. The wide matrix goes first: that is the fast order."""
+        weight, bias = self.packed()
+        return torch.addmm(bias, weight, seen.t())
 
 
 class Conv1d(_Weights):
     """Convolution that keeps the length: ``[B, Ci, T] -> [B, Co, T]``; odd kernel, zero padding."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_small(x):
-            return _product(self.packed(), _seen(x, self.taps), self.bias)
+        if self.acts(x):
+            return self.act(_seen(x, self.taps))[None]
         if _is_plain_cpu(x) and x.shape[2] <= _SHORT and _records_plain_gradients():
             dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
             y: Tensor = _PerTap.apply(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
@@ -161,8 +167,8 @@ class Downsample1d(_Weights):
         super().__init__(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_small(x):
-            return _product(self.packed(), _seen(x, self.taps)[:, ::2], self.bias)
+        if self.acts(x):
+            return self.act(_seen(x, self.taps)[::2])[None]
         return F.conv1d(x, self.as_torch, self.bias, stride=2, padding=1)
 
 
@@ -172,15 +178,16 @@ class Upsample1d(_Weights):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 4)
 
-    def pack(self) -> Tensor:
+    def pack(self) -> tuple[Tensor, Tensor]:
         """``[2 Co, 3 Ci]``: an even step sees the previous and this one, an odd step this and the next."""
         w, none = self.weight, torch.zeros_like(self.weight[0])
-        return torch.cat([torch.cat([w[3], w[1], none], dim=1), torch.cat([none, w[2], w[0]], dim=1)])
+        both = torch.cat([torch.cat([w[3], w[1], none], dim=1), torch.cat([none, w[2], w[0]], dim=1)])
+        return both, self.bias.repeat(2)[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_small(x):
-            both = _product(self.packed(), _seen(x, 3), self.bias.repeat(2))
-            return both.unflatten(1, (2, -1)).permute(0, 2, 3, 1).flatten(2)  # even and odd steps interleaved
+        if self.acts(x):
+            both = self.act(_seen(x, 3)).unflatten(0, (2, -1))  # [2, Co, T]
+            return both.permute(1, 2, 0).flatten(1)[None]  # even and odd steps interleaved
         return F.conv_transpose1d(x, self.weight.permute(2, 1, 0).contiguous(), self.bias, stride=2, padding=1)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visuomotor.data.errors import ConfigError
@@ -45,11 +46,16 @@ class UnetConfig(BackboneConfig):
             )
 
 
-class _ConvBlock(nn.Sequential):
+class _ConvBlock(nn.Module):
     """Convolution, group norm, Mish."""
 
     def __init__(self, inp: int, out: int, c: UnetConfig) -> None:
-        super().__init__(Conv1d(inp, out, c.kernel_size), nn.GroupNorm(c.groups, out), nn.Mish())
+        super().__init__()
+        self.conv, self.norm = Conv1d(inp, out, c.kernel_size), nn.GroupNorm(c.groups, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm  # called as a function: at batch 1 the module's own checks take as long as the arithmetic
+        return F.mish(torch.group_norm(self.conv(x), n.num_groups, n.weight, n.bias, n.eps))
 
 
 class _ResBlock(nn.Module):
@@ -59,12 +65,12 @@ class _ResBlock(nn.Module):
         super().__init__()
         self.out_channels = out
         self.first, self.second = _ConvBlock(inp, out, c), _ConvBlock(out, out, c)
-        self.skip = Conv1d(inp, out, 1) if inp != out else nn.Identity()
+        self.skip = Conv1d(inp, out, 1) if inp != out else None
 
     def forward(self, x: Tensor, modulation: Iterator[Tensor]) -> Tensor:
         scale, shift = next(modulation), next(modulation)  # [B, C, 1]
         h = torch.addcmul(shift, self.first(x), scale)  # [B, C, T]
-        return self.second(h) + self.skip(x)
+        return self.second(h) + (x if self.skip is None else self.skip(x))
 
 
 class _Level(nn.Module):
@@ -118,7 +124,7 @@ class ConditionalUnet1d(Backbone):
         return self.film(torch.cat([self.time(t), cond.float()], dim=-1)) + self.ones  # [n, sum of sizes]
 
     def denoise(self, x: Tensor, modulation: Tensor) -> Tensor:
-        parts = iter(modulation[..., None].split(self._sizes, dim=1))  # each [B, C, 1]
+        parts = iter(modulation[..., None].split_with_sizes(self._sizes, dim=1))  # each [B, C, 1]
         h = x.transpose(1, 2)  # [B, Da, H]
         skips: list[Tensor] = []
         for level in self.down:

@@ -26,7 +26,7 @@ def _up(m, x):
 CASES = [(Conv1d(6, 10, k), _conv) for k in (1, 3, 5, 7)] + [(Downsample1d(6), _down), (Upsample1d(6), _up)]
 
 
-@pytest.mark.parametrize("batch", [1, 3, 40])
+@pytest.mark.parametrize("batch", [1, 2, 40])
 @pytest.mark.parametrize("steps", [2, 4, 16, 24])
 @pytest.mark.parametrize(("module", "reference"), CASES)
 def test_equals_pytorch_forward_and_backward(module, reference, steps, batch):

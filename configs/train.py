@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from visuomotor.configs.build import build_policy, keep_freed_memory, make_spec, model_document, set_threads
+from visuomotor.configs.build import build_policy, keep_freed_memory, model_document, set_threads
 from visuomotor.configs.compose import Composed, compose_train, restore_train
 from visuomotor.configs.info import info
 from visuomotor.configs.rollout import RolloutEvaluator
 from visuomotor.configs.schema import TrainConfig
-from visuomotor.data.batches import BatchSource
-from visuomotor.data.cache import TrainingCache, load_cache
-from visuomotor.data.describe import describe
+from visuomotor.configs.training_data import TrainingData, load_training_data
 from visuomotor.data.errors import CheckpointError, ConfigError
-from visuomotor.data.store import DemoStore
-from visuomotor.data.windows import WindowTable, split_episodes, window_table
 from visuomotor.policies.encoders import StateEncoder
 from visuomotor.policies.learn.callbacks import MetricLog, ProgressBar
 from visuomotor.policies.learn.checkpoint import Checkpoint, CheckpointFolder, resolve_checkpoint
@@ -36,25 +29,12 @@ from visuomotor.policies.learn.events import GracefulStop, StepEvent, every
 from visuomotor.policies.learn.fitting import fit_normalizer
 from visuomotor.policies.learn.imitation import Trainer
 from visuomotor.policies.learn.report import write_report
-from visuomotor.policies.spec import PolicySpec
 
 __all__ = ["main"]
 
 _FREE_ON_RESUME = ("data=", "data.path=", "data.cache.", "env.", "eval.", "threads=")
 _SAME_DATA = ("n_episodes", "n_steps", "windows", "signature")
 INTERRUPTED = 130  # exit status of a run that was stopped by Ctrl-C, as shells have it
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Everything that comes from the demonstrations."""
-
-    spec: PolicySpec
-    cache: TrainingCache
-    train_episodes: np.ndarray
-    source: BatchSource
-    validation: BatchSource | None
-    document: dict[str, Any]  # dataset.json
 
 
 def main(words: Sequence[str]) -> int:
@@ -67,7 +47,7 @@ def main(words: Sequence[str]) -> int:
     console = Console(quiet=not accelerator.is_main_process)
     threads = set_threads(config.threads)
     keep_freed_memory()
-    data = _load_data(config, accelerator, console)
+    data = load_training_data(config, accelerator, console)
     trainer = _make_trainer(config, data, accelerator)
     arithmetic = {
         "threads": threads,
@@ -102,67 +82,7 @@ def _settings(words: Sequence[str]) -> tuple[Composed, Checkpoint | None]:
     return restore_train(saved, [*rest, f"run_dir={run_dir}"]), checkpoint
 
 
-def _load_data(config: TrainConfig, accelerator: Accelerator, console: Console) -> _Data:
-    with DemoStore.open(config.data.path) as store:
-        spec = make_spec(config, store)
-        keys = [*spec.obs, spec.action_key]
-
-        def progress(key: str, done: int, rows: int) -> None:
-            if done == rows:
-                console.print(f"cached {key}: {rows} steps", highlight=False)
-
-        cache = load_cache(store, keys, config.data.cache, accelerator.device, progress)
-        document = describe(store)
-    train_episodes, val_episodes = split_episodes(len(cache.episode_ends), config.data.val_fraction, config.seed)
-    table = window_table(cache.episode_ends, config.window, train_episodes.tolist())
-    val_table = _validation_table(cache, config, val_episodes)
-
-    def source(t: WindowTable, rank: int, world_size: int) -> BatchSource:
-        return BatchSource(
-            cache, t, obs_keys=list(spec.obs), action_key=spec.action_key, n_obs=config.window.n_obs,
-            horizon=config.window.horizon, batch_size=config.train.batch_size, seed=config.seed, rank=rank,
-            world_size=world_size,
-        )  # fmt: skip
-
-    skipped = sorted({*table.skipped, *(val_table.skipped if val_table else val_episodes.tolist())})
-    document |= {
-        "fps": spec.fps,
-        "windows": len(table),
-        "n_train_episodes": len(train_episodes),
-        "n_val_episodes": len(val_episodes),
-        "skipped_episodes": skipped,
-        "signature": _signature(cache, document, keys),
-        "cache": {"placement": cache.placement, "bytes": cache.nbytes, "reason": cache.reason},
-    }
-    console.print(
-        f"{document['n_episodes']} episodes, {document['n_steps']} steps; {len(table)} training windows of "
-        f"{len(train_episodes)} episodes, {len(val_episodes)} episodes held out; "
-        f"arrays in {cache.placement} ({cache.reason})",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if skipped:
-        console.print(f"[yellow]{len(skipped)} episodes are too short for a window, left out: {skipped[:20]}[/yellow]")
-    return _Data(
-        spec, cache, train_episodes, source(table, accelerator.process_index, accelerator.num_processes),
-        source(val_table, 0, 1) if val_table else None, document,
-    )  # fmt: skip
-
-
-def _signature(cache: TrainingCache, document: dict[str, Any], keys: Sequence[str]) -> str:
-    """Tells datasets apart by what they hold, wherever they lie: episode ends and the statistics of the used arrays."""
-    stats = json.dumps({k: document["keys"][k].get("stats") for k in keys}, sort_keys=True)
-    return hashlib.sha256(cache.episode_ends.tobytes() + stats.encode()).hexdigest()[:16]
-
-
-def _validation_table(cache: TrainingCache, config: TrainConfig, episodes: np.ndarray) -> WindowTable | None:
-    starts = np.concatenate([[0], cache.episode_ends[:-1]])
-    if not len(episodes) or (cache.episode_ends - starts)[episodes].max() < config.window.min_length:
-        return None
-    return window_table(cache.episode_ends, config.window, episodes.tolist())
-
-
-def _make_trainer(config: TrainConfig, data: _Data, accelerator: Accelerator) -> Trainer:
+def _make_trainer(config: TrainConfig, data: TrainingData, accelerator: Accelerator) -> Trainer:
     normalizer = fit_normalizer(
         data.spec, encoder=StateEncoder(config.obs, data.spec.obs), cache=data.cache, source=data.source,
         episodes=data.train_episodes, action_norm=config.action.norm,
@@ -202,7 +122,7 @@ def _resume(
 
 
 def _open_run(
-    config: TrainConfig, composed: Composed, start: Checkpoint | None, data: _Data, accelerator: Accelerator,
+    config: TrainConfig, composed: Composed, start: Checkpoint | None, data: TrainingData, accelerator: Accelerator,
     words: Sequence[str], n_parameters: int,
 ) -> Path:  # fmt: skip
     """Make the run's folder and write what describes it."""
@@ -234,7 +154,7 @@ class _Run:
     """One run: the loop with its subscribers, then the evaluation of the best checkpoint and the report."""
 
     def __init__(
-        self, composed: Composed, data: _Data, trainer: Trainer, run_dir: Path, arithmetic: dict[str, Any],
+        self, composed: Composed, data: TrainingData, trainer: Trainer, run_dir: Path, arithmetic: dict[str, Any],
         accelerator: Accelerator, console: Console, best_score: float | None,
     ) -> None:  # fmt: skip
         self._composed, self._config, self._data, self._trainer = composed, composed.config, data, trainer

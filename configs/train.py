@@ -70,6 +70,7 @@ def _settings(words: Sequence[str]) -> tuple[Composed, Checkpoint | None]:
     target = Path(resume[-1].split("=", 1)[1]).expanduser()
     last = target / "checkpoints" / "last"
     checkpoint = Checkpoint.open(resolve_checkpoint(last if last.exists() else target))
+    checkpoint.verify()
     rest = [w for w in words if w not in resume]
     fixed = [w for w in rest if not w.startswith(_FREE_ON_RESUME)]
     if fixed:

@@ -68,10 +68,6 @@ class Checkpoint:
         """Content of ``<name>.json``, verified."""
         return json.loads(self._verified(f"{name}.json").read_text())
 
-    def has(self, name: str) -> bool:
-        """Whether a file was saved (a policy shared without its training state has fewer)."""
-        return name in self.manifest["files"]
-
     def verify(self) -> None:
         """Check every file."""
         for name in self.manifest["files"]:
@@ -121,9 +117,9 @@ class CheckpointFolder:
             if final.exists():  # the same step again, after a resume: its content is the same
                 shutil.rmtree(final)
             os.replace(temporary, final)
-            self._link("last", final)
-            if best:
+            if best:  # first: a run killed in between resumes from the older ``last`` and comes by here again
                 self._link("best", final)
+            self._link("last", final)
         except (OSError, SafetensorError) as e:  # safetensors reports a full disk in an exception of its own
             shutil.rmtree(temporary, ignore_errors=True)
             full = getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(e)

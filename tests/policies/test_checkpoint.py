@@ -110,3 +110,23 @@ def test_paths_that_are_no_checkpoint_say_what_is_there(run, tmp_path):
     (tmp_path / "other" / "notes.txt").write_text("")
     with pytest.raises(CheckpointError, match=r"neither a checkpoint.*notes\.txt"):
         resolve_checkpoint(tmp_path / "other")
+
+
+def test_killed_between_the_links_a_resumed_run_finds_its_best_again(run, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    linked = []
+
+    def link(self, name, target):
+        linked.append(name)
+        if len(linked) == 2:
+            raise Killed
+        real(self, name, target)
+
+    real = CheckpointFolder._link
+    monkeypatch.setattr(CheckpointFolder, "_link", link)
+    with pytest.raises(Killed):
+        run.save(30, {"policy": {"w": torch.ones(1)}}, {}, best=True)
+    # The best is never behind what `last` remembers as the best so far.
+    assert [Checkpoint.open(run.root / name).step for name in ("best", "last")] == [30, 20]

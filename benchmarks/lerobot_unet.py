@@ -54,7 +54,7 @@ def ours(precision: str) -> Contender:
     from visuomotor.data.normalize import KeyNorm, Normalizer, compute_stats
     from visuomotor.data.spec import ArraySpec
     from visuomotor.data.windows import WindowConfig
-    from visuomotor.policies.encoders import ObservationConfig
+    from visuomotor.policies.encoders.config import ObservationConfig
     from visuomotor.policies.heads.diffusion import DiffusionConfig
     from visuomotor.policies.learn.events import GracefulStop, StepEvent
     from visuomotor.policies.learn.imitation import Trainer, TrainingConfig

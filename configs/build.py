@@ -17,10 +17,12 @@ from visuomotor.data.errors import CheckpointError, ConfigError, DataError, near
 from visuomotor.data.normalize import Normalizer
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
-from visuomotor.policies.base import BackboneConfig, HeadConfig
-from visuomotor.policies.encoders import ObservationConfig, StateEncoder
+from visuomotor.policies.base import BackboneConfig, ChunkSizes, HeadConfig, NetSizes
+from visuomotor.policies.encoders.config import ObservationConfig
+from visuomotor.policies.encoders.observation import ObservationEncoder
+from visuomotor.policies.iterative import IterativeHead
 from visuomotor.policies.learn.checkpoint import Checkpoint, resolve_checkpoint
-from visuomotor.policies.policy import Policy
+from visuomotor.policies.policy import LossConfig, Policy, prefix_dim
 from visuomotor.policies.spec import PolicySpec
 
 __all__ = [
@@ -88,26 +90,48 @@ def _action_config(settings: ActionSettings) -> ActionConfig:
 
 
 def build_policy(
-    spec: PolicySpec, *, obs: ObservationConfig, head: HeadConfig, backbone: BackboneConfig, normalizer: Normalizer
-) -> Policy:
-    """Encoder, head and backbone, with fresh weights from torch's global generator."""
-    encoder = StateEncoder(obs, spec.obs)
-    head_module = heads()[name_of(head)].build(head)
-    net = backbones()[name_of(backbone)].build(
-        backbone,
+    spec: PolicySpec, *, obs: ObservationConfig, head: HeadConfig, backbone: BackboneConfig, normalizer: Normalizer,
+    loss: LossConfig | None = None,
+) -> Policy:  # fmt: skip
+    """Encoder, head and backbone, with fresh weights from torch's global generator.
+
+    Raises:
+        ConfigError: parts that do not go together.
+    """
+    loss = loss or LossConfig()
+    encoder = ObservationEncoder(obs, spec.obs)
+    chunk = ChunkSizes(
         action_dim=spec.action.size,
         horizon=spec.window.horizon,
         n_obs=spec.window.n_obs,
         feature_dim=encoder.feature_dim,
+    )
+    head_module = heads()[name_of(head)].build(head, chunk)
+    prefix = prefix_dim(loss, spec.action.size)
+    sizes = NetSizes(
+        input_dim=head_module.input_dim + (prefix + 1 if prefix else 0),
+        output_dim=head_module.output_dim,
+        horizon=chunk.horizon,
+        n_obs=chunk.n_obs,
+        feature_dim=chunk.feature_dim,
+        token_dim=encoder.token_dim,
+        n_times=head_module.n_times,
         time_scale=head_module.time_scale,
     )
-    return Policy(spec, encoder=encoder, backbone=net, head=head_module, normalizer=normalizer)
+    net = backbones()[name_of(backbone)].build(backbone, sizes)
+    if encoder.token_dim and not net.takes_tokens:
+        raise ConfigError(
+            f"backbone {name_of(backbone)} reads features, not tokens: choose backbone=dit or backbone=transformer, "
+            "or let the encoders pool their tokens"
+        )
+    return Policy(spec, encoder=encoder, backbone=net, head=head_module, normalizer=normalizer, loss=loss)
 
 
 def model_document(config: TrainConfig) -> dict[str, Any]:
     """What :func:`load_policy` needs to build the same network: names and settings of its parts."""
     return {
         "obs": asdict(config.obs),
+        "loss": asdict(config.loss),
         "head": {"name": name_of(config.policy), "config": asdict(config.policy)},
         "backbone": {"name": name_of(config.backbone), "config": asdict(config.backbone)},
     }
@@ -147,8 +171,6 @@ def load_policy(
                 f"{checkpoint.path} needs {part} {name!r}, which is not installed. {nearest(name, registry)}"
             )
         settings = dict(model[part]["config"])
-        if part == "head":
-            settings |= {k: v for k, v in {"solver": solver, "sample_steps": sample_steps}.items() if v is not None}
         parts[part] = _typed(registry[name].config_class, settings)
     policy = build_policy(
         PolicySpec.from_dict(checkpoint.document("spec")),
@@ -156,7 +178,14 @@ def load_policy(
         head=parts["head"],
         backbone=parts["backbone"],
         normalizer=Normalizer.from_dict(checkpoint.document("normalizer")),
+        loss=_typed(LossConfig, model.get("loss", {})),
     )
+    if solver is not None or sample_steps is not None:
+        if not isinstance(policy.head, IterativeHead):
+            raise ConfigError(
+                f"head {model['head']['name']!r} has no solver: it makes a chunk in a fixed number of passes"
+            )
+        policy.head.set_solver(solver, sample_steps)
     policy.load_state_dict(checkpoint.tensors("policy_ema" if weights == "ema" else "policy"))
     return LoadedPolicy(policy.to(device).eval(), checkpoint)
 

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from visuomotor.data.errors import ConfigError, nearest
-from visuomotor.policies.base import Backbone, BackboneConfig, Head, HeadConfig
+from visuomotor.policies.base import Backbone, BackboneConfig, ChunkSizes, Head, HeadConfig, NetSizes
 from visuomotor.policies.heads.diffusion import DiffusionConfig, DiffusionHead
 from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
 from visuomotor.policies.nets.unet1d import ConditionalUnet1d, UnetConfig
@@ -22,21 +22,18 @@ __all__ = ["BackboneEntry", "HeadEntry", "backbones", "heads", "name_of"]
 
 @dataclass(frozen=True)
 class HeadEntry:
-    """Settings class of a head, and what builds the head from them."""
+    """Settings class of a head, and what builds the head from them: ``build(config, ChunkSizes)``."""
 
     config_class: type[HeadConfig]
-    build: Callable[[Any], Head]
+    build: Callable[[Any, ChunkSizes], Head]
 
 
 @dataclass(frozen=True)
 class BackboneEntry:
-    """Settings class of a backbone, and what builds it.
-
-    Called as ``build(config, *, action_dim, horizon, n_obs, feature_dim, time_scale)``.
-    """
+    """Settings class of a backbone, and what builds the backbone from them: ``build(config, NetSizes)``."""
 
     config_class: type[BackboneConfig]
-    build: Callable[..., Backbone]
+    build: Callable[[Any, NetSizes], Backbone]
 
 
 _HEADS = {"diffusion": HeadEntry(DiffusionConfig, DiffusionHead)}

@@ -16,9 +16,10 @@ from visuomotor.data.normalize import KeyNorm
 from visuomotor.data.windows import WindowConfig
 from visuomotor.envs.registry import get_task, task_names
 from visuomotor.policies.base import BackboneConfig, HeadConfig
-from visuomotor.policies.encoders import ObservationConfig
+from visuomotor.policies.encoders.config import ObservationConfig
 from visuomotor.policies.learn.imitation import TrainingConfig
 from visuomotor.policies.learn.optim import EMAConfig, OptimConfig
+from visuomotor.policies.policy import LossConfig
 
 __all__ = ["ActionSettings", "DataConfig", "EvalConfig", "RolloutConfig", "TrainConfig", "register"]
 
@@ -90,6 +91,7 @@ class TrainConfig:
     window: WindowConfig = field(default_factory=WindowConfig)
     policy: HeadConfig = MISSING
     backbone: BackboneConfig = MISSING
+    loss: LossConfig = field(default_factory=LossConfig)
     train: TrainingConfig = field(default_factory=TrainingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)

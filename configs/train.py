@@ -22,11 +22,11 @@ from visuomotor.configs.rollout import RolloutEvaluator
 from visuomotor.configs.schema import TrainConfig
 from visuomotor.configs.training_data import TrainingData, load_training_data
 from visuomotor.data.errors import CheckpointError, ConfigError
-from visuomotor.policies.encoders import StateEncoder
+from visuomotor.policies.encoders.observation import ObservationEncoder
 from visuomotor.policies.learn.callbacks import MetricLog, ProgressBar
 from visuomotor.policies.learn.checkpoint import Checkpoint, CheckpointFolder, resolve_checkpoint
 from visuomotor.policies.learn.events import GracefulStop, StepEvent, every
-from visuomotor.policies.learn.fitting import fit_normalizer
+from visuomotor.policies.learn.fitting import fit_head, fit_normalizer
 from visuomotor.policies.learn.imitation import Trainer
 from visuomotor.policies.learn.report import write_report
 
@@ -85,13 +85,15 @@ def _settings(words: Sequence[str]) -> tuple[Composed, Checkpoint | None]:
 
 def _make_trainer(config: TrainConfig, data: TrainingData, accelerator: Accelerator) -> Trainer:
     normalizer = fit_normalizer(
-        data.spec, encoder=StateEncoder(config.obs, data.spec.obs), cache=data.cache, source=data.source,
+        data.spec, encoder=ObservationEncoder(config.obs, data.spec.obs), cache=data.cache, source=data.source,
         episodes=data.train_episodes, action_norm=config.action.norm,
     )  # fmt: skip
     torch.manual_seed(config.seed)
     policy = build_policy(
-        data.spec, obs=config.obs, head=config.policy, backbone=config.backbone, normalizer=normalizer
-    )
+        data.spec, obs=config.obs, head=config.policy, backbone=config.backbone, normalizer=normalizer,
+        loss=config.loss,
+    )  # fmt: skip
+    fit_head(policy, data.source)
     return Trainer(
         policy, data.source, config=config.train, optim=config.optim, ema=config.ema, accelerator=accelerator,
         seed=config.seed,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, nearest
-from visuomotor.policies.base import Head, HeadConfig, NetFn
+from visuomotor.policies.base import ChunkSizes, HeadConfig, NetFn
 from visuomotor.policies.draws import Draws
 from visuomotor.policies.heads.schedule import SOLVERS, alphas_cumprod, solver_steps
+from visuomotor.policies.iterative import Guide, IterativeHead, Level, WarmStart
 
 __all__ = ["PREDICTIONS", "DiffusionConfig", "DiffusionHead"]
 
@@ -66,7 +69,7 @@ class DiffusionConfig(HeadConfig):
             raise ConfigError(f"head diffusion: eta={self.eta} must be >= 0 and clip={self.clip} positive or null")
 
 
-class DiffusionHead(Head):
+class DiffusionHead(IterativeHead):
     """Trains on a random noise level of ``K``; samples by linear solver steps from tensors (see ``schedule``)."""
 
     time_scale = 1.0  # t is a step number, 0..K-1
@@ -74,26 +77,40 @@ class DiffusionHead(Head):
     alpha: Tensor  # [K] sqrt(alpha_bar): how much of the clean chunk is left at step t
     sigma: Tensor  # [K] sqrt(1 - alpha_bar): how much noise
 
-    def __init__(self, config: DiffusionConfig) -> None:
-        super().__init__()
+    def __init__(self, config: DiffusionConfig, sizes: ChunkSizes) -> None:
+        super().__init__(sizes)
         self.config = config
         bar = alphas_cumprod(config.train_steps, config.beta_schedule)
         self.register_buffer("alpha", bar.sqrt(), persistent=False)
         self.register_buffer("sigma", (1.0 - bar).sqrt(), persistent=False)
-        self.set_solver(config.solver, config.sample_steps, eta=config.eta)
+        self.set_solver()
 
-    def set_solver(self, solver: str, n_steps: int, *, eta: float = 0.0) -> None:
-        """Choose another solver or number of steps for a trained policy."""
+    @property
+    def levels(self) -> Sequence[Level]:
+        return self._levels
+
+    def set_solver(self, solver: str | None = None, steps: int | None = None) -> None:
         c = self.config
-        steps = solver_steps(
-            solver, n_steps, train_steps=c.train_steps, beta_schedule=c.beta_schedule, spacing=c.spacing, eta=eta
+        self.config = c = replace(
+            c,
+            solver=solver or c.solver,
+            sample_steps=steps or c.sample_steps,
+            eta=c.eta if solver in (None, c.solver) else 0.0,
         )
-        self._t = steps.t
+        found = solver_steps(
+            c.solver,
+            c.sample_steps,
+            train_steps=c.train_steps,
+            beta_schedule=c.beta_schedule,
+            spacing=c.spacing,
+            eta=c.eta,
+        )
+        self._t = found.t
         # Python floats: a scalar times a tensor needs no gather and no host synchronisation.
         self._coefficients = list(
-            zip(steps.a.tolist(), steps.b.tolist(), steps.c.tolist(), steps.s.tolist(), strict=True)
+            zip(found.a.tolist(), found.b.tolist(), found.c.tolist(), found.s.tolist(), strict=True)
         )
-        self._levels = [(float(self.alpha[t]), float(self.sigma[t])) for t in steps.t.tolist()]
+        self._levels = [Level(float(t), float(self.alpha[t]), float(self.sigma[t])) for t in found.t.tolist()]
 
     def loss(self, net: NetFn, action: Tensor, draws: Draws) -> Tensor:
         b = action.shape[0]
@@ -109,12 +126,17 @@ class DiffusionHead(Head):
     def noise_count(self) -> int:
         return 1 + sum(s != 0.0 for *_, s in self._coefficients)
 
-    def sample(self, net: NetFn, noise: Tensor) -> Tensor:
-        x, used = noise[:, 0], 1
-        previous = torch.zeros_like(x)
-        steps = zip(net.at(self._t), self._coefficients, self._levels, strict=True)
-        for net_at_t, (a, b, c, s), (alpha, sigma) in steps:
-            clean = self._clean(net_at_t(x), x, alpha, sigma)
+    def sample(
+        self, net: NetFn, noise: Tensor, *, guide: Guide | None = None, start: WarmStart | None = None
+    ) -> Tensor:
+        first, x = self._begin(noise[:, 0], start)
+        used, previous = 1, torch.zeros_like(x)
+        steps = zip(net.at(self._t[first:]), self._coefficients[first:], self._levels[first:], strict=True)
+        for i, (net_at_t, (a, b, c, s), level) in enumerate(steps):
+            estimate = partial(self._estimate, net_at_t, level)
+            clean = estimate(x) if guide is None else guide(estimate, x, level)
+            if i == 0 and c != 0.0:  # a multi-step solver that begins here has no previous estimate yet
+                previous = clean
             x = a * x + b * clean
             if c != 0.0:
                 x = x + c * previous
@@ -124,12 +146,14 @@ class DiffusionHead(Head):
             previous = clean
         return x
 
-    def _clean(self, output: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """Estimate of the clean chunk from the backbone's output at one noise level."""
+    def clean_estimate(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
         if self.config.prediction == "epsilon":
-            clean = (x - sigma * output) / alpha
+            clean = (x - level.sigma * output) / level.alpha
         elif self.config.prediction == "sample":
             clean = output
         else:
-            clean = alpha * x - sigma * output
+            clean = level.alpha * x - level.sigma * output
         return clean if self.config.clip is None else clean.clamp(-self.config.clip, self.config.clip)
+
+    def _estimate(self, net_at_t: Callable[[Tensor], Tensor], level: Level, x: Tensor) -> Tensor:
+        return self.clean_estimate(net_at_t(x), x, level)

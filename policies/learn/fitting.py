@@ -12,19 +12,22 @@ from visuomotor.data.actions import ActionTransform
 from visuomotor.data.batches import BatchSource
 from visuomotor.data.cache import TrainingCache
 from visuomotor.data.normalize import KeyNorm, Normalizer, compute_stats
-from visuomotor.policies.encoders import StateEncoder
+from visuomotor.policies.base import Head
+from visuomotor.policies.encoders.observation import ObservationEncoder
+from visuomotor.policies.policy import Policy
 from visuomotor.policies.spec import PolicySpec
 
-__all__ = ["fit_normalizer"]
+__all__ = ["fit_head", "fit_normalizer"]
 
 _ROWS = 1 << 16
 _WINDOWS = 1 << 12
+_CHUNKS = 1 << 14
 
 
 def fit_normalizer(
     spec: PolicySpec,
     *,
-    encoder: StateEncoder,
+    encoder: ObservationEncoder,
     cache: TrainingCache,
     source: BatchSource,
     episodes: NDArray[np.int64],
@@ -38,13 +41,25 @@ def fit_normalizer(
     Raises:
         DataError: NaN or infinity in the data.
     """
-    stats = {f"obs/{k}": compute_stats(_observations(encoder, k, cache, episodes)) for k in spec.obs}
+    stats = {f"obs/{k}": compute_stats(_observations(encoder, k, cache, episodes)) for k in encoder.vector_keys}
     if spec.action_config.mode == "absolute":
         stats["action"] = compute_stats(b.cpu().numpy() for b in _rows(cache, spec.action_key, episodes))
     else:
         stats["action"] = compute_stats(_action_offsets(spec, source))
-    norms = {f"obs/{k}": encoder.config.norm_of(k) for k in spec.obs} | {"action": action_norm}
+    norms = {f"obs/{k}": encoder.config.norm_of(k) for k in encoder.vector_keys} | {"action": action_norm}
     return Normalizer(stats, norms)
+
+
+def fit_head(policy: Policy, source: BatchSource) -> None:
+    """Show the head up to 16384 evenly spaced training chunks, normalised (see :meth:`Head.fit`)."""
+    if type(policy.head).fit is Head.fit:  # nothing to fit
+        return
+    windows = torch.linspace(0, len(source) - 1, min(len(source), _CHUNKS)).long()
+    chunks = []
+    for part in windows.split(_WINDOWS):
+        batch = source.gather(part).to(policy.device)
+        chunks.append(policy.normalize_action(batch.action, batch.obs))
+    policy.head.fit(torch.cat(chunks))
 
 
 def _rows(cache: TrainingCache, key: str, episodes: NDArray[np.int64]) -> Iterator[torch.Tensor]:
@@ -56,7 +71,7 @@ def _rows(cache: TrainingCache, key: str, episodes: NDArray[np.int64]) -> Iterat
 
 
 def _observations(
-    encoder: StateEncoder, key: str, cache: TrainingCache, episodes: NDArray[np.int64]
+    encoder: ObservationEncoder, key: str, cache: TrainingCache, episodes: NDArray[np.int64]
 ) -> Iterator[NDArray[np.float32]]:
     for block in _rows(cache, key, episodes):
         yield encoder.unroll(key, block.float()).cpu().numpy()

@@ -32,10 +32,24 @@ class SinusoidalEmbedding(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-class TimeEmbedding(nn.Sequential):
-    """Sinusoids followed by a two-layer perceptron: ``t [B] -> [B, dim]``."""
+class TimeEmbedding(nn.Module):
+    """Sinusoids followed by a two-layer perceptron; of two times (from when, to when) the second has its own, summed.
 
-    def __init__(self, dim: int, *, scale: float = 1.0) -> None:
-        super().__init__(
-            SinusoidalEmbedding(dim, scale=scale), nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim)
+    ``t [B]`` or ``[B, n_times]`` to ``[B, dim]``.
+    """
+
+    def __init__(self, dim: int, *, scale: float = 1.0, n_times: int = 1) -> None:
+        super().__init__()
+        self.n_times = n_times
+        self.embeddings = nn.ModuleList(
+            nn.Sequential(
+                SinusoidalEmbedding(dim, scale=scale), nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim)
+            )
+            for _ in range(n_times)
         )
+
+    def forward(self, t: Tensor) -> Tensor:
+        out: Tensor = self.embeddings[0](t if self.n_times == 1 else t[:, 0])
+        for i in range(1, self.n_times):
+            out = out + self.embeddings[i](t[:, i])
+        return out

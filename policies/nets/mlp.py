@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from visuomotor.data.errors import ConfigError
-from visuomotor.policies.base import Backbone, BackboneConfig
+from visuomotor.policies.base import Backbone, BackboneConfig, Condition, Known, NetSizes, Observed
 from visuomotor.policies.nets.embedding import TimeEmbedding
 
 __all__ = ["MLPConfig", "ResidualMLP"]
@@ -55,32 +55,36 @@ class _Block(nn.Module):
 
 
 class ResidualMLP(Backbone):
-    """``[B, H, Da]`` flattened, ``depth`` residual blocks with FiLM (Perez et al. 2018), one linear layer out."""
+    """``[B, H, Di]`` flattened, ``depth`` residual blocks with FiLM (Perez et al. 2018), one linear layer out."""
 
-    def __init__(
-        self, config: MLPConfig, *, action_dim: int, horizon: int, n_obs: int, feature_dim: int, time_scale: float
-    ) -> None:
+    def __init__(self, config: MLPConfig, sizes: NetSizes) -> None:
         super().__init__()
-        w = config.width
-        self.depth = config.depth
-        self.time = TimeEmbedding(config.time_dim, scale=time_scale)
-        self.observe = nn.Sequential(nn.Linear(n_obs * feature_dim, w), nn.SiLU(), nn.Linear(w, w))
+        w, s = config.width, sizes
+        self.depth, self._out_shape = config.depth, (s.horizon, s.output_dim)
+        self.time = TimeEmbedding(config.time_dim, scale=s.time_scale, n_times=s.n_times)
+        self.observe = nn.Sequential(nn.Linear(s.n_obs * s.feature_dim, w), nn.SiLU(), nn.Linear(w, w))
         self.time_to_cond = nn.Linear(config.time_dim, w)
         self.film = nn.Sequential(nn.SiLU(), nn.Linear(w, 2 * w * config.depth))
-        self.inp = nn.Linear(horizon * action_dim, w)
+        self.inp = nn.Linear(s.horizon * s.input_dim, w)
         self.blocks = nn.ModuleList(_Block(w, config.dropout) for _ in range(config.depth))
-        self.out = nn.Sequential(nn.LayerNorm(w), nn.Linear(w, horizon * action_dim))
+        self.out = nn.Sequential(nn.LayerNorm(w), nn.Linear(w, s.horizon * s.output_dim))
 
-    def condition(self, features: Tensor) -> Tensor:
-        return self.observe(features.flatten(1))  # [B, To, F] -> [B, width]
+    @property
+    def middle(self) -> nn.Module:
+        return self.blocks[self.depth // 2]
 
-    def modulation(self, t: Tensor, cond: Tensor) -> Tensor:
-        film = self.film(cond + self.time_to_cond(self.time(t)))  # [n, 2 * width * depth]
-        return torch.cat([cond.to(film.dtype), film], dim=-1)
+    def condition(self, seen: Observed) -> Condition:
+        return Condition(self.observe(seen.features.flatten(1)))  # [B, To, F] -> [B, width]
 
-    def denoise(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def modulation(self, t: Tensor, vector: Tensor) -> Tensor:
+        film = self.film(vector + self.time_to_cond(self.time(t)))  # [n, 2 * width * depth]
+        return torch.cat([vector.to(film.dtype), film], dim=-1)
+
+    def denoise(
+        self, x: Tensor, modulation: Tensor, memory: Tensor | None = None, known: Known | None = None
+    ) -> Tensor:
         bias, *film = modulation.chunk(1 + 2 * self.depth, dim=-1)  # each [B, width]
         h = self.inp(x.flatten(1)) + bias
         for i, block in enumerate(self.blocks):
             h = block(h, 1 + film[2 * i], film[2 * i + 1])
-        return self.out(h).view_as(x)
+        return self.out(h).view(len(x), *self._out_shape)

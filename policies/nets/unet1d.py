@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visuomotor.data.errors import ConfigError
-from visuomotor.policies.base import Backbone, BackboneConfig
+from visuomotor.policies.base import Backbone, BackboneConfig, Condition, Known, NetSizes, Observed
 from visuomotor.policies.nets.conv1d import Conv1d, Downsample1d, Upsample1d
 from visuomotor.policies.nets.embedding import TimeEmbedding
 
@@ -90,42 +90,48 @@ class ConditionalUnet1d(Backbone):
 
     ones: Tensor  # [sum of sizes] 1 for a scale, 0 for a shift
 
-    def __init__(
-        self, config: UnetConfig, *, action_dim: int, horizon: int, n_obs: int, feature_dim: int, time_scale: float
-    ) -> None:
+    def __init__(self, config: UnetConfig, sizes: NetSizes) -> None:
         super().__init__()
         dims = config.dims
         shrink = 2 ** (len(dims) - 1)
-        if horizon % shrink:
+        if sizes.horizon % shrink:
             raise ConfigError(
-                f"backbone unet: horizon {horizon} cannot be halved {len(dims) - 1} times for dims {dims}: "
+                f"backbone unet: horizon {sizes.horizon} cannot be halved {len(dims) - 1} times for dims {dims}: "
                 f"expected a multiple of {shrink}"
             )
-        self.time = TimeEmbedding(config.time_dim, scale=time_scale)
+        self.time = TimeEmbedding(config.time_dim, scale=sizes.time_scale, n_times=sizes.n_times)
         self.down = nn.ModuleList()
-        for i, (inp, out) in enumerate(zip([action_dim, *dims[:-1]], dims, strict=True)):
+        for i, (inp, out) in enumerate(zip([sizes.input_dim, *dims[:-1]], dims, strict=True)):
             last = i == len(dims) - 1
             self.down.append(_Level(inp, out, nn.Identity() if last else Downsample1d(out), config))
         self.mid = nn.ModuleList([_ResBlock(dims[-1], dims[-1], config) for _ in range(2)])
         self.up = nn.ModuleList(
             _Level(2 * inp, out, Upsample1d(out), config) for inp, out in zip(dims[:0:-1], dims[-2::-1], strict=True)
         )
-        self.out = nn.Sequential(_ConvBlock(dims[0], dims[0], config), Conv1d(dims[0], action_dim, 1))
+        self.out = nn.Sequential(_ConvBlock(dims[0], dims[0], config), Conv1d(dims[0], sizes.output_dim, 1))
         self._sizes = [m.out_channels for m in self.modules() if isinstance(m, _ResBlock) for _ in range(2)]
         # Scales are predicted as a difference from 1.
         ones = torch.cat([torch.full((n,), 1.0 - i % 2) for i, n in enumerate(self._sizes)])
         self.register_buffer("ones", ones, persistent=False)
-        self.film = nn.Sequential(nn.Mish(), nn.Linear(config.time_dim + n_obs * feature_dim, sum(self._sizes)))
+        self.film = nn.Sequential(
+            nn.Mish(), nn.Linear(config.time_dim + sizes.n_obs * sizes.feature_dim, sum(self._sizes))
+        )
 
-    def condition(self, features: Tensor) -> Tensor:
-        return features.flatten(1)  # [B, To, F] -> [B, To * F]
+    @property
+    def middle(self) -> nn.Module:
+        return self.mid[-1]
 
-    def modulation(self, t: Tensor, cond: Tensor) -> Tensor:
-        return self.film(torch.cat([self.time(t), cond.float()], dim=-1)) + self.ones  # [n, sum of sizes]
+    def condition(self, seen: Observed) -> Condition:
+        return Condition(seen.features.flatten(1))  # [B, To, F] -> [B, To * F]
 
-    def denoise(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def modulation(self, t: Tensor, vector: Tensor) -> Tensor:
+        return self.film(torch.cat([self.time(t), vector.float()], dim=-1)) + self.ones  # [n, sum of sizes]
+
+    def denoise(
+        self, x: Tensor, modulation: Tensor, memory: Tensor | None = None, known: Known | None = None
+    ) -> Tensor:
         parts = iter(modulation[..., None].split_with_sizes(self._sizes, dim=1))  # each [B, C, 1]
-        h = x.transpose(1, 2)  # [B, Da, H]
+        h = x.transpose(1, 2)  # [B, Di, H]
         skips: list[Tensor] = []
         for level in self.down:
             h, skip = level(h, parts)

@@ -15,7 +15,9 @@ from visuomotor.data.cache import TrainingCache
 from visuomotor.data.normalize import KeyNorm
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.windows import WindowConfig, window_table
-from visuomotor.policies.encoders import ObservationConfig, StateEncoder
+from visuomotor.policies.base import ChunkSizes, NetSizes, Observed
+from visuomotor.policies.encoders.config import ObservationConfig
+from visuomotor.policies.encoders.observation import ObservationEncoder
 from visuomotor.policies.heads.diffusion import DiffusionConfig, DiffusionHead
 from visuomotor.policies.learn.fitting import fit_normalizer
 from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
@@ -28,12 +30,16 @@ class FunctionNet:
 
     def __init__(self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         self._function = function
+        self.seen = Observed(torch.zeros(1, 2, 1))
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return self._function(x, t)
 
     def at(self, times: torch.Tensor) -> list[Callable[[torch.Tensor], torch.Tensor]]:
         return [partial(self._at, t) for t in times]
+
+    def with_hidden(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self(x, t), x.flatten(1)
 
     def _at(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return self._function(x, t.expand(len(x)))
@@ -78,16 +84,19 @@ def make_policy(cache: TrainingCache) -> Callable[..., tuple[Policy, BatchSource
             cache, window_table(cache.episode_ends, window), obs_keys=["state"], action_key="action",
             n_obs=window.n_obs, horizon=window.horizon, batch_size=16, seed=3,
         )  # fmt: skip
-        encoder = StateEncoder(ObservationConfig(angles={"state": [2]}), spec.obs)
+        encoder = ObservationEncoder(ObservationConfig(angles={"state": [2]}), spec.obs)
         normalizer = fit_normalizer(
             spec, encoder=encoder, cache=cache, source=source, episodes=np.arange(4), action_norm=KeyNorm(clip=None)
         )
         torch.manual_seed(0)
-        diffusion = DiffusionHead(head or DiffusionConfig(prediction="sample"))
+        sizes = ChunkSizes(action_dim=2, horizon=window.horizon, n_obs=window.n_obs, feature_dim=encoder.feature_dim)
+        diffusion = DiffusionHead(head or DiffusionConfig(prediction="sample"), sizes)
         net = ResidualMLP(
-            MLPConfig(width=32, depth=2, dropout=0.05), action_dim=2, horizon=window.horizon, n_obs=window.n_obs,
-            feature_dim=encoder.feature_dim, time_scale=diffusion.time_scale,
-        )  # fmt: skip
+            MLPConfig(width=32, depth=2, dropout=0.05),
+            NetSizes(
+                input_dim=2, output_dim=2, horizon=window.horizon, n_obs=window.n_obs, feature_dim=encoder.feature_dim
+            ),
+        )
         return Policy(spec, encoder=encoder, backbone=net, head=diffusion, normalizer=normalizer), source
 
     return make

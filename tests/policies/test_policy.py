@@ -8,18 +8,22 @@ import pytest
 import torch
 
 from visuomotor.data.batches import Batch
-from visuomotor.data.errors import CheckpointError, ConfigError
+from visuomotor.data.errors import CheckpointError
 from visuomotor.data.normalize import KeyNorm, Normalizer, compute_stats
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.windows import WindowConfig
+from visuomotor.policies.base import ChunkSizes
 from visuomotor.policies.draws import Draws
-from visuomotor.policies.encoders import ObservationConfig, StateEncoder
+from visuomotor.policies.encoders.config import ObservationConfig
+from visuomotor.policies.encoders.observation import ObservationEncoder
 from visuomotor.policies.heads.diffusion import DiffusionConfig, DiffusionHead
+
+SIZES = ChunkSizes(action_dim=2, horizon=4, n_obs=2, feature_dim=1)
 
 
 def test_loss_by_hand(function_net):
     # The net returns zeros, so the loss of 'sample' prediction is the mean square of the action, whatever the noise.
-    head = DiffusionHead(DiffusionConfig(prediction="sample"))
+    head = DiffusionHead(DiffusionConfig(prediction="sample"), SIZES)
     action = torch.tensor([[[1.0, 3.0], [0.0, 2.0]]])  # [1, 2, 2]
     loss = head.loss(function_net(lambda x, t: torch.zeros_like(x)), action, Draws(0))
     assert loss.tolist() == [[5.0, 2.0]]  # (1 + 9) / 2, (0 + 4) / 2
@@ -27,7 +31,7 @@ def test_loss_by_hand(function_net):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v"])
 def test_a_perfect_net_has_no_loss_and_samples_the_target(prediction, function_net):
-    head = DiffusionHead(DiffusionConfig(prediction=prediction, sample_steps=10))
+    head = DiffusionHead(DiffusionConfig(prediction=prediction, sample_steps=10), SIZES)
     target = torch.rand(3, 4, 2) - 0.5
 
     def know(x, t):  # the one chunk there is, so that what was asked can be computed
@@ -47,7 +51,7 @@ def test_a_perfect_net_has_no_loss_and_samples_the_target(prediction, function_n
 def test_a_gaussian_target_is_sampled_with_its_mean_and_spread(solver, steps, tolerance, function_net):
     # For x0 ~ N(m, s^2) the best estimate from x = a x0 + n z is known: m + a s^2 / (a^2 s^2 + n^2) (x - a m).
     mean, std = 0.2, 0.3
-    head = DiffusionHead(DiffusionConfig(prediction="sample", solver=solver, sample_steps=steps, clip=None))
+    head = DiffusionHead(DiffusionConfig(prediction="sample", solver=solver, sample_steps=steps, clip=None), SIZES)
 
     def net(x, t):
         a, n = head.alpha[t].view(-1, 1, 1), head.sigma[t].view(-1, 1, 1)
@@ -101,7 +105,8 @@ def test_angles_have_no_seam(make_policy):
 
 def test_sine_and_cosine_are_not_rescaled(make_policy):
     policy, source = make_policy()
-    features = policy.encoder(source.batch(0).obs, policy.normalizer)
+    features, tokens = policy.encoder(source.batch(0).obs, policy.normalizer)
+    assert tokens is None
     heading = source.batch(0).obs["state"][..., 2]
     assert features.shape == (16, 2, 4)
     assert torch.allclose(features[..., 2], heading.sin(), atol=1e-5)
@@ -110,21 +115,15 @@ def test_sine_and_cosine_are_not_rescaled(make_policy):
 
 def test_observations_of_any_rank_are_flattened_in_order():
     specs = {"flag": ArraySpec(shape=()), "qpos": ArraySpec(shape=(2,)), "corners": ArraySpec(shape=(2, 2))}
-    encoder = StateEncoder(
+    encoder = ObservationEncoder(
         ObservationConfig(keys=list(specs), angles={"flag": [0]}, norm=KeyNorm(mode="identity")), specs
     )
     obs = {"flag": torch.zeros(5, 3), "qpos": torch.ones(5, 3, 2), "corners": torch.full((5, 3, 2, 2), 2.0)}
     stats = {f"obs/{k}": compute_stats([encoder.unroll(k, v).flatten(0, 1).numpy()]) for k, v in obs.items()}
-    features = encoder(obs, Normalizer(stats, {f"obs/{k}": encoder.config.norm_of(k) for k in obs}))
+    features, _ = encoder(obs, Normalizer(stats, {f"obs/{k}": encoder.config.norm_of(k) for k in obs}))
     assert encoder.feature_dim == 8
     assert features.shape == (5, 3, 8)
     assert features[0, 0].tolist() == [0, 1, 1, 1, 2, 2, 2, 2]  # sin 0, cos 0, then the others as they are
-
-
-def test_images_are_refused_until_there_is_an_encoder():
-    specs = {"img": ArraySpec(shape=(96, 96, 3), dtype="uint8"), "qpos": ArraySpec(shape=(7,))}
-    with pytest.raises(ConfigError, match=r"'img'.*image.*\['qpos'\]"):
-        StateEncoder(ObservationConfig(keys=["img"]), specs)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from visuomotor.data.errors import ConfigError
+from visuomotor.policies.base import ChunkSizes
 from visuomotor.policies.heads.diffusion import DiffusionConfig, DiffusionHead
 from visuomotor.policies.heads.schedule import alphas_cumprod, solver_steps
 
@@ -20,7 +21,8 @@ def _fake_net(x, t):
 
 def _ours(function_net, solver, n, prediction, spacing, eta, noise, clip):
     head = DiffusionHead(
-        DiffusionConfig(prediction=prediction, solver=solver, sample_steps=n, spacing=spacing, eta=eta, clip=clip)
+        DiffusionConfig(prediction=prediction, solver=solver, sample_steps=n, spacing=spacing, eta=eta, clip=clip),
+        ChunkSizes(action_dim=2, horizon=4, n_obs=2, feature_dim=1),
     )
     assert head.noise_count() <= noise.shape[1]
     return head.sample(function_net(_fake_net), noise)

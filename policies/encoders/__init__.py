@@ -1,0 +1,1 @@
+"""What a policy sees: one encoder a kind of observation, put together by ``observation``."""

@@ -25,6 +25,8 @@ class PolicySpec:
         fps: control steps per second, or None when the dataset does not say.
         window: observed, predicted and executed steps.
         action_config: what the numbers of an action mean to the policy (absolute, delta, relative).
+        constant_keys: observations that stay the same for a whole episode (goals ``goal/<key>`` and texts): the policy
+            is given one step of them, ``[B, 1, ...]``, and whoever starts an episode supplies them.
     """
 
     obs: Mapping[str, ArraySpec]
@@ -33,6 +35,7 @@ class PolicySpec:
     fps: float | None
     window: WindowConfig
     action_config: ActionConfig
+    constant_keys: frozenset[str] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form (inverse: :meth:`from_dict`)."""
@@ -43,6 +46,7 @@ class PolicySpec:
             "fps": self.fps,
             "window": asdict(self.window),
             "action_config": asdict(self.action_config),
+            "constant_keys": sorted(self.constant_keys),
         }
 
     @classmethod
@@ -55,15 +59,20 @@ class PolicySpec:
             fps=d["fps"],
             window=WindowConfig(**d["window"]),
             action_config=ActionConfig(**d["action_config"]),
+            constant_keys=frozenset(d.get("constant_keys", ())),
         )
 
     def check_source(self, obs: Mapping[str, ArraySpec], action: ArraySpec, fps: float | None, *, source: str) -> None:
         """Refuse a store, environment or robot that this policy cannot work with.
 
+        Goals and texts (``constant_keys``) need not be among ``obs``: they are supplied with each episode.
+
         Raises:
             CheckpointError: naming the first observation, shape, unit or rate that differs.
         """
         for key, mine in self.obs.items():
+            if key in self.constant_keys:
+                continue
             if key not in obs:
                 raise CheckpointError(f"the policy observes {key!r}, which {source} does not have. {nearest(key, obs)}")
             _check_array(f"observation {key!r}", mine, obs[key], source)

@@ -20,7 +20,6 @@ from visuomotor.data.store import DemoStore
 from visuomotor.policies.base import BackboneConfig, ChunkSizes, HeadConfig, NetSizes
 from visuomotor.policies.encoders.config import ObservationConfig
 from visuomotor.policies.encoders.observation import ObservationEncoder
-from visuomotor.policies.iterative import IterativeHead
 from visuomotor.policies.learn.checkpoint import Checkpoint, resolve_checkpoint
 from visuomotor.policies.policy import LossConfig, Policy, prefix_dim
 from visuomotor.policies.spec import PolicySpec
@@ -159,6 +158,7 @@ def load_policy(
 
     Raises:
         CheckpointError: nothing there, damaged files, or parts that this installation does not have.
+        ConfigError: a solver or a number of steps that the head does not have.
     """
     checkpoint = Checkpoint.open(resolve_checkpoint(path))
     model = checkpoint.document("model")
@@ -181,10 +181,6 @@ def load_policy(
         loss=_typed(LossConfig, model.get("loss", {})),
     )
     if solver is not None or sample_steps is not None:
-        if not isinstance(policy.head, IterativeHead):
-            raise ConfigError(
-                f"head {model['head']['name']!r} has no solver: it makes a chunk in a fixed number of passes"
-            )
         policy.head.set_solver(solver, sample_steps)
     policy.load_state_dict(checkpoint.tensors("policy_ema" if weights == "ema" else "policy"))
     return LoadedPolicy(policy.to(device).eval(), checkpoint)

@@ -120,6 +120,9 @@ class NetFn(Protocol):
     def with_hidden(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """``net(x, t)`` and what the backbone's middle computed on the way, ``[B, D]``."""
 
+    def rows(self, index: Tensor) -> NetFn:
+        """The net of the observations ``index [n]`` alone, which are float32: it also runs without autocast."""
+
 
 class Backbone(nn.Module, ABC):
     """Predicts a chunk-shaped tensor from a chunk-shaped one, a time and a condition. Knows no head.
@@ -192,6 +195,14 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def sample(self, net: NetFn, noise: Tensor) -> Tensor:
         """Integrate from ``noise [B, M, H, Da]`` to a normalised chunk ``[B, H, Da]``. Deterministic."""
+
+    def set_solver(self, solver: str | None = None, steps: int | None = None) -> None:
+        """Choose another solver or number of sampling steps for a trained policy; None keeps what there is.
+
+        Raises:
+            ConfigError: a solver or a number of steps that the head does not have.
+        """
+        raise ConfigError(f"{type(self).__name__} has no solver: it makes a chunk in a fixed number of passes")
 
     def fit(self, chunks: Tensor) -> None:
         """Take what the head needs of the data before training (codebooks, ...) into buffers.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from visuomotor.policies.base import Backbone, Head, Known, NetFn, Observed
+from visuomotor.policies.base import Backbone, Condition, Head, Known, NetFn, Observed
 
 __all__ = ["BlendedNet", "ConditionedNet", "Prefix"]
 
@@ -71,6 +72,14 @@ class ConditionedNet:
             hook.remove()
         return out, caught[-1].flatten(1)
 
+    def rows(self, index: Tensor) -> ConditionedNet:
+        """The same for the observations ``index [n]``, in float32."""
+        net = copy.copy(self)
+        net.seen, net._cond = Observed(*_pick(self.seen, index)), Condition(*_pick(self._cond, index))
+        net._prefix = None if self._prefix is None else Prefix(*_pick(self._prefix, index))
+        net._known = None if self._known is None else Known(*_pick(self._known, index))
+        return net
+
     def _denoise(self, modulation: Tensor, x: Tensor) -> Tensor:
         return self._backbone.denoise(self._complete(x), modulation, self._cond.memory, self._known)
 
@@ -108,6 +117,9 @@ class BlendedNet:
         outs = [net.with_hidden(x, t) for net in self._nets]
         return self._sum([out for out, _ in outs]), outs[0][1]
 
+    def rows(self, index: Tensor) -> BlendedNet:
+        return BlendedNet([net.rows(index) for net in self._nets], self._weights)
+
     def _sum_of(self, functions: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
         return self._sum([f(x) for f in functions])
 
@@ -116,3 +128,8 @@ class BlendedNet:
         for weight, out in zip(self._weights[1:], outs[1:], strict=True):
             total = total + weight * out
         return total
+
+
+def _pick(parts: Iterable[Tensor | None], index: Tensor) -> list[Any]:
+    """Rows ``index`` of every part; numbers of lower precision become float32."""
+    return [None if p is None else p[index].float() if p.is_floating_point() else p[index] for p in parts]

@@ -57,12 +57,7 @@ class IterativeHead(Head):
         """Where the solver evaluates the network, noisiest first."""
 
     @abstractmethod
-    def set_solver(self, solver: str | None = None, steps: int | None = None) -> None:
-        """Choose another solver or number of steps for a trained policy; None keeps what there is.
-
-        Raises:
-            ConfigError: a solver that the head does not have, or a number out of range.
-        """
+    def set_solver(self, solver: str | None = None, steps: int | None = None) -> None: ...
 
     @abstractmethod
     def clean_estimate(self, output: Tensor, x: Tensor, level: Level) -> Tensor:

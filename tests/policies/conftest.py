@@ -41,6 +41,9 @@ class FunctionNet:
     def with_hidden(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self(x, t), x.flatten(1)
 
+    def rows(self, index: torch.Tensor) -> FunctionNet:
+        return self  # a function of x and t alone
+
     def _at(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return self._function(x, t.expand(len(x)))
 

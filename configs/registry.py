@@ -14,6 +14,8 @@ from typing import Any
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.policies.base import Backbone, BackboneConfig, ChunkSizes, Head, HeadConfig, NetSizes
 from visuomotor.policies.heads.diffusion import DiffusionConfig, DiffusionHead
+from visuomotor.policies.heads.edm import EDMConfig, EDMHead
+from visuomotor.policies.heads.flow import FlowConfig, FlowHead
 from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
 from visuomotor.policies.nets.unet1d import ConditionalUnet1d, UnetConfig
 
@@ -36,7 +38,11 @@ class BackboneEntry:
     build: Callable[[Any, NetSizes], Backbone]
 
 
-_HEADS = {"diffusion": HeadEntry(DiffusionConfig, DiffusionHead)}
+_HEADS = {
+    "diffusion": HeadEntry(DiffusionConfig, DiffusionHead),
+    "edm": HeadEntry(EDMConfig, EDMHead),
+    "flow": HeadEntry(FlowConfig, FlowHead),
+}
 _BACKBONES = {"mlp": BackboneEntry(MLPConfig, ResidualMLP), "unet": BackboneEntry(UnetConfig, ConditionalUnet1d)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +14,22 @@ from visuomotor.data.cache import TrainingCache
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.windows import WindowTable
 
-__all__ = ["Batch", "BatchSource"]
+__all__ = ["GOAL_STRATEGIES", "Batch", "BatchSource", "goal_key"]
+
+GOAL_STRATEGIES = ("final", "future")
+_GOLDEN = 0.6180339887498949  # fractional parts of its multiples fill [0, 1) evenly
+
+
+def goal_key(key: str) -> str:
+    """Name under which a batch and a policy hold the goal that ``key`` shall reach."""
+    return f"goal/{key}"
 
 
 @dataclass(frozen=True)
 class Batch:
     """``B`` windows. Low-dimensional arrays are float32, images uint8, both in the units of the store."""
 
-    obs: dict[str, Tensor]  # {key: [B, To, ...]}
+    obs: dict[str, Tensor]  # {key: [B, To, ...]}; goals and what belongs to a whole episode: [B, 1, ...]
     action: Tensor  # [B, H, Da]
     is_pad: Tensor  # [B, H] bool, true where the step is a copy from the episode's edge
 
@@ -52,6 +60,10 @@ class BatchSource:
         seed: 0 or more.
         rank: this process.
         world_size: number of processes; must divide ``batch_size``.
+        goal_keys: arrays of which a later step is the goal; in a batch they are ``goal/<key>``.
+        goal_strategy: ``final``: the last step of the episode; ``future``: any step after the present, all equally
+            likely (hindsight relabelling, Andrychowicz et al. 2017); at the last step, that one.
+        episode_tables: ``{key: [E, ...]}``, observations that stay the same for a whole episode.
 
     Raises:
         ConfigError: a key that the cache does not hold, or numbers that contradict each other.
@@ -70,8 +82,11 @@ class BatchSource:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        goal_keys: Sequence[str] = (),
+        goal_strategy: str = "final",
+        episode_tables: Mapping[str, Tensor] | None = None,
     ) -> None:
-        for key in (*obs_keys, action_key):
+        for key in (*obs_keys, *goal_keys, action_key):
             if key not in cache.arrays:
                 raise ConfigError(f"{key!r} is not in the training cache. {nearest(key, cache.arrays)}")
         if batch_size < 1 or world_size < 1 or batch_size % world_size:
@@ -84,17 +99,23 @@ class BatchSource:
             raise ConfigError(f"seed={seed}: expected 0 or more")
         if not 1 <= n_obs <= horizon:
             raise ConfigError(f"n_obs={n_obs} and horizon={horizon}: expected 1 <= n_obs <= horizon")
+        if goal_strategy not in GOAL_STRATEGIES:
+            raise ConfigError(f"unknown goal strategy {goal_strategy!r}. {nearest(goal_strategy, GOAL_STRATEGIES)}")
         self._n_obs, self._batch_size, self._seed = n_obs, batch_size, seed
         self._local = batch_size // world_size
         self._first = rank * self._local
         device = cache.arrays[action_key].device
         # [T, values] views: index_select copies whole rows, five to ten times as fast as advanced indexing.
-        self._flat = {k: cache.arrays[k].reshape(len(cache.arrays[k]), -1) for k in (*obs_keys, action_key)}
+        stored = (*obs_keys, *goal_keys, action_key)
+        self._flat = {k: cache.arrays[k].reshape(len(cache.arrays[k]), -1) for k in stored}
         self._shape = {k: cache.arrays[k].shape[1:] for k in self._flat}
         self._obs_keys, self._action_key = tuple(obs_keys), action_key
         self._start, self._ep_start, self._ep_stop = (
             torch.from_numpy(a).to(device)[:, None] for a in (table.start, table.ep_start, table.ep_stop)
         )
+        self._goal_keys, self._goal_strategy = tuple(goal_keys), goal_strategy
+        self._episode = torch.from_numpy(table.episode).to(device)
+        self._tables = {k: v.to(device) for k, v in (episode_tables or {}).items()}
         self._offsets = torch.arange(horizon, device=device)[None]
         self._order: dict[int, np.ndarray] = {}  # permutations of the epochs in use
 
@@ -109,7 +130,11 @@ class BatchSource:
 
     def batch(self, step: int) -> Batch:
         """This rank's part of global batch ``step`` (0 or more)."""
-        return self.gather(self.window_indices(step))
+        fraction = None
+        if self._goal_keys and self._goal_strategy == "future":
+            whole = np.random.default_rng([self._seed, step, 1]).random(self._batch_size)
+            fraction = torch.from_numpy(whole[self._first : self._first + self._local])
+        return self.gather(self.window_indices(step), fraction)
 
     def window_indices(self, step: int) -> np.ndarray:
         """Windows of this rank's part of global batch ``step``: int64 ``[B]``."""
@@ -124,15 +149,30 @@ class BatchSource:
             out[here] = self._order[e][position[here] - e * len(self)]
         return out
 
-    def gather(self, window_indices: np.ndarray | Tensor) -> Batch:
-        """The batch of the windows ``[B]``, int64."""
+    def gather(self, window_indices: np.ndarray | Tensor, fraction: Tensor | None = None) -> Batch:
+        """The batch of the windows ``[B]``, int64.
+
+        ``fraction [B]`` in [0, 1) tells where between the present and the end of the episode a ``future`` goal lies;
+        None takes a number that is fixed for each window, so that evaluation always sees the same goals.
+        """
         index = torch.as_tensor(window_indices, device=self._start.device)
         wanted = self._start[index] + self._offsets  # [B, H]
         first, stop = self._ep_start[index], self._ep_stop[index]
         row = torch.minimum(torch.maximum(wanted, first), stop - 1)
         obs_row = row[:, : self._n_obs]
         obs = {k: self._select(k, obs_row) for k in self._obs_keys}
+        if self._goal_keys:
+            goal_row = self._goal_row(index, obs_row[:, -1:], stop - 1, fraction)  # [B, 1]
+            obs |= {goal_key(k): self._select(k, goal_row) for k in self._goal_keys}
+        obs |= {k: v[self._episode[index]][:, None] for k, v in self._tables.items()}
         return Batch(obs, self._select(self._action_key, row), row != wanted)
+
+    def _goal_row(self, index: Tensor, present: Tensor, last: Tensor, fraction: Tensor | None) -> Tensor:
+        if self._goal_strategy == "final":
+            return last
+        u = (index.double() * _GOLDEN).frac() if fraction is None else fraction.to(index.device)
+        later = present + 1 + (u[:, None] * (last - present)).long()  # [B, 1], uniform over present + 1 .. last
+        return torch.minimum(later, last)
 
     def _select(self, key: str, row: Tensor) -> Tensor:
         values = torch.index_select(self._flat[key], 0, row.reshape(-1))

@@ -42,7 +42,8 @@ def depth_to_points(depth: Tensor, intrinsics: Tensor, *, stride: int = 1) -> tu
 def transform_points(points: Tensor, transform: Tensor) -> Tensor:
     """``points [..., N, 3 + c]`` moved by ``transform [..., 4, 4]`` (``T_base_cam``: camera to base frame)."""
     rotation, translation = transform[..., :3, :3], transform[..., :3, 3]
-    moved = points[..., :3] @ rotation.transpose(-1, -2) + translation[..., None, :]
+    # Not as a matrix product, which autocast and TF32 would round to 8 or 11 bits: millimetres.
+    moved = (points[..., None, :3] * rotation[..., None, :, :]).sum(-1) + translation[..., None, :]
     return torch.cat([moved, points[..., 3:]], dim=-1)
 
 

@@ -15,7 +15,12 @@ from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.policies.base import Backbone, BackboneConfig, ChunkSizes, Head, HeadConfig, NetSizes
 from visuomotor.policies.heads.diffusion import DiffusionConfig, DiffusionHead
 from visuomotor.policies.heads.edm import EDMConfig, EDMHead
+from visuomotor.policies.heads.energy import EnergyConfig, EnergyHead
 from visuomotor.policies.heads.flow import FlowConfig, FlowHead
+from visuomotor.policies.heads.gaussian import GaussianConfig, GaussianHead
+from visuomotor.policies.heads.gmm import GMMConfig, GMMHead
+from visuomotor.policies.heads.mip import MIPConfig, MIPHead
+from visuomotor.policies.heads.regression import RegressionConfig, RegressionHead
 from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
 from visuomotor.policies.nets.unet1d import ConditionalUnet1d, UnetConfig
 
@@ -41,7 +46,12 @@ class BackboneEntry:
 _HEADS = {
     "diffusion": HeadEntry(DiffusionConfig, DiffusionHead),
     "edm": HeadEntry(EDMConfig, EDMHead),
+    "energy": HeadEntry(EnergyConfig, EnergyHead),
     "flow": HeadEntry(FlowConfig, FlowHead),
+    "gaussian": HeadEntry(GaussianConfig, GaussianHead),
+    "gmm": HeadEntry(GMMConfig, GMMHead),
+    "mip": HeadEntry(MIPConfig, MIPHead),
+    "regression": HeadEntry(RegressionConfig, RegressionHead),
 }
 _BACKBONES = {"mlp": BackboneEntry(MLPConfig, ResidualMLP), "unet": BackboneEntry(UnetConfig, ConditionalUnet1d)}
 

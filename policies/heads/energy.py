@@ -14,7 +14,8 @@ steps, with the chunk detached between them. Where this differs, and why:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -80,22 +81,28 @@ class EnergyHead(Head):
 
     def energy(self, net: NetFn, x: Tensor) -> Tensor:
         """``E [B]`` of the normalised chunks ``x [B, H, Da]``, relative to the energy of the zero chunk; in float32."""
-        t = torch.zeros(len(x), device=x.device)
-        # Fused attention has no second derivative.
-        with sdpa_kernel(SDPBackend.MATH):
-            f = net(x, t).float()
-        return (0.5 * x.square() - x * f).sum((1, 2))
+        with torch.autocast(x.device.type, enabled=False):
+            t = torch.zeros(1, device=x.device)
+            return _energy(_in_float32(net, len(x)).at(t)[0], x.float())
+
+    def set_solver(self, solver: str | None = None, steps: int | None = None) -> None:
+        if solver is not None:
+            raise ConfigError(f"solver={solver!r}: an energy has no choice of solvers, only of sample_steps")
+        self.config = replace(self.config, sample_steps=self.config.sample_steps if steps is None else steps)
 
     def loss(self, net: NetFn, action: Tensor, draws: Draws) -> Tensor:
         batch, shape = len(action), tuple(action.shape)
         s = draws.uniform((batch, 1, 1)) if self.config.start == "between" else 1.0
         x = (1.0 - s) * action + s * draws.normal(shape)
+        t = torch.zeros(batch, device=action.device)
         total = torch.zeros(shape[:2], device=action.device)
-        for _ in range(self.config.train_steps):
-            landing = self._landing(net, x, differentiable=torch.is_grad_enabled())
-            total = total + (landing - action).square().mean(-1)
-            # A step of random size leads on: the chain meets what sampling will meet.
-            x = x + draws.uniform((batch, 1, 1)) * (landing.detach() - x)
+        with torch.autocast(action.device.type, enabled=False):  # derivatives of derivatives want the precision
+            net = _in_float32(net, batch)
+            for _ in range(self.config.train_steps):
+                landing = _landing(lambda chunk: net(chunk, t), x, differentiable=torch.is_grad_enabled())
+                total = total + (landing - action).square().mean(-1)
+                # A step of random size leads on: the chain meets what sampling will meet.
+                x = x + draws.uniform((batch, 1, 1)) * (landing.detach() - x)
         return total / self.config.train_steps
 
     def noise_count(self) -> int:
@@ -103,22 +110,35 @@ class EnergyHead(Head):
 
     def sample(self, net: NetFn, noise: Tensor) -> Tensor:
         c, x = self.config, noise[:, 0]
-        for k in range(c.sample_steps):
-            landing = self._landing(net, x, differentiable=False)
-            if c.clip is not None:
-                landing = landing.clamp(-c.clip, c.clip)
-            left = c.sample_steps - k
-            x = x + (landing - x) / left
-            if c.langevin and left > 1:
-                x = x + c.langevin * (left - 1) / c.sample_steps * noise[:, k + 1]
+        with torch.autocast(x.device.type, enabled=False):
+            (field,) = _in_float32(net, len(x)).at(torch.zeros(1))
+            for k in range(c.sample_steps):
+                landing = _landing(field, x, differentiable=False)
+                if c.clip is not None:
+                    landing = landing.clamp(-c.clip, c.clip)
+                left = c.sample_steps - k
+                x = x + (landing - x) / left
+                if c.langevin and left > 1:
+                    x = x + c.langevin * (left - 1) / c.sample_steps * noise[:, k + 1]
         return x
 
     def uncertainty(self, net: NetFn, action: Tensor) -> Tensor:
         return self.energy(net, action)
 
-    def _landing(self, net: NetFn, x: Tensor, *, differentiable: bool) -> Tensor:
-        """Where a full gradient step from ``x`` leads, ``x - dE/dx``; a function of the weights if differentiable."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.energy(net, x).sum(), x, create_graph=differentiable)
-        return x.detach() - slope
+
+def _in_float32(net: NetFn, batch: int) -> NetFn:
+    """``net`` with observations of float32, so that it runs without autocast."""
+    return net.rows(torch.arange(batch, device=net.seen.features.device))
+
+
+def _energy(field: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        return (0.5 * x.square() - x * field(x)).sum((1, 2))
+
+
+def _landing(field: Callable[[Tensor], Tensor], x: Tensor, *, differentiable: bool) -> Tensor:
+    """Where a full gradient step from ``x`` leads, ``x - dE/dx``; a function of the weights if differentiable."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(_energy(field, x).sum(), x, create_graph=differentiable)
+    return x.detach() - slope

@@ -80,8 +80,12 @@ def make_spec(config: TrainConfig, store: DemoStore) -> PolicySpec:
 
 
 def _as_read(spec: ArraySpec) -> ArraySpec:
-    """The spec with the type that policies see: images uint8, everything else float32."""
-    return ArraySpec.from_dict({**spec.to_dict(), "dtype": "uint8" if spec.is_image else "float32"})
+    """The spec with the type that policies see: images uint8, everything else float32.
+
+    Depth cameras give millimetres as uint16; that this is their unit must not get lost with the type.
+    """
+    unit = "mm" if spec.unit is None and spec.dtype == "uint16" and len(spec.shape) in (2, 3) else spec.unit
+    return ArraySpec.from_dict({**spec.to_dict(), "dtype": "uint8" if spec.is_image else "float32", "unit": unit})
 
 
 def _action_config(settings: ActionSettings) -> ActionConfig:

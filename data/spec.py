@@ -51,8 +51,13 @@ class ArraySpec:
 
     @property
     def is_image(self) -> bool:
-        """True for ``[H, W, C]`` with 1, 3 or 4 channels and at least 8 pixels a side."""
-        return len(self.shape) == 3 and self.shape[2] in (1, 3, 4) and min(self.shape[:2]) >= 8
+        """True for ``[H, W, C]`` with 1, 3 or 4 channels and at least 8 pixels a side, unless it holds distances."""
+        return len(self.shape) == 3 and self.shape[2] in (1, 3, 4) and min(self.shape[:2]) >= 8 and not self.is_depth
+
+    @property
+    def is_depth(self) -> bool:
+        """True for ``[H, W, 1]`` of at least 8 pixels a side that is not uint8: a distance a pixel."""
+        return len(self.shape) == 3 and self.shape[2] == 1 and min(self.shape[:2]) >= 8 and self.dtype != "uint8"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready dictionary (inverse: :meth:`from_dict`)."""

@@ -1,0 +1,1 @@
+"""Pixel operations on batches of images, each with parameters per sample: for augmentation and randomisation alike."""

@@ -1,0 +1,131 @@
+"""Action chunking as a conditional variational autoencoder (ACT, Zhao et al. 2023, arXiv:2304.13705)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from visuomotor.data.errors import ConfigError
+from visuomotor.policies.base import ChunkSizes, Head, HeadConfig, NetFn
+from visuomotor.policies.draws import Draws
+from visuomotor.policies.nets.embedding import SinusoidalEmbedding
+
+__all__ = ["ActConfig", "ActHead"]
+
+
+@dataclass(kw_only=True, slots=True)
+class ActConfig(HeadConfig):
+    """The latent, and the encoder that only training needs. ACT's own sizes: width 512, 4 layers, 8 heads.
+
+    Attributes:
+        latent_dim: size of the latent ``z``.
+        kl_weight: weight of the Kullback-Leibler divergence of the latent from a standard normal; the smaller, the
+            more of the demonstrators' choices is left to the latent.
+        sample_latent: draw the latent when acting; ACT, and the default, acts with its mean, 0.
+        width: width of the posterior's transformer encoder.
+        layers: its layers.
+        attention_heads: its attention heads.
+        dropout: its dropout.
+    """
+
+    latent_dim: int = 32
+    kl_weight: float = 10.0
+    sample_latent: bool = False
+    width: int = 64
+    layers: int = 1
+    attention_heads: int = 4
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("latent_dim", "layers", "attention_heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"head act: {name}={getattr(self, name)}: expected at least 1")
+        if self.width < 4 or self.width % 2 or self.width % self.attention_heads:
+            raise ConfigError(
+                f"head act: width={self.width}: expected an even number of at least 4 that attention_heads="
+                f"{self.attention_heads} divides"
+            )
+        if self.kl_weight < 0.0 or not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(
+                f"head act: kl_weight={self.kl_weight:g} must be 0 or more, and dropout={self.dropout:g} in [0, 1)"
+            )
+
+
+class ActHead(Head):
+    """L1 regression of the chunk from the observation and a latent that stands for how it was done this time.
+
+    The backbone is ACT's decoder: its input is the latent, the same at every step of the chunk, at time 0. (ACT puts
+    the latent among the tokens that the decoder attends to; as an input it suits every backbone.) In training the
+    latent is drawn from a posterior that sees the present observation and the actions to be predicted.
+
+    The loss is the same function of its arguments in training and in evaluation (but for dropout): a validation loss
+    is the evidence lower bound too, not the error of the policy when it acts with ``z = 0``.
+
+    The posterior sees padded steps of a chunk as they are, copies of the last one: heads know nothing of padding.
+    ``window.mask_padding`` leaves them out of the L1 term (the mean is then over the other steps; ACT's own code
+    divides by all of them).
+    """
+
+    denoises = False
+
+    def __init__(self, config: ActConfig, sizes: ChunkSizes) -> None:
+        super().__init__(sizes)
+        self.config = config
+        self.input_dim = config.latent_dim
+        self._chunk_values = sizes.horizon * sizes.action_dim
+        self.posterior = _Posterior(config, sizes)
+
+    def loss(self, net: NetFn, action: Tensor, draws: Draws) -> Tensor:
+        """``[B, H]``: L1 of each step, plus the weighted divergence of the chunk's latent at every step of it."""
+        mean, log_variance = self.posterior(net.seen.features[:, -1], action)  # [B, Z]
+        latent = mean + (0.5 * log_variance).exp() * draws.normal(tuple(mean.shape))
+        error = (self._decode(net, latent, action.shape[1]).float() - action).abs().mean(-1)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(-1)
+        return error + self.config.kl_weight * divergence[:, None]
+
+    def noise_count(self) -> int:
+        return -(-self.config.latent_dim // self._chunk_values) if self.config.sample_latent else 1
+
+    def sample(self, net: NetFn, noise: Tensor) -> Tensor:
+        """The latent is zero, or the first ``latent_dim`` values of ``noise``."""
+        latent = noise.new_zeros(len(noise), self.config.latent_dim)
+        if self.config.sample_latent:
+            latent = noise.flatten(1)[:, : self.config.latent_dim]
+        return self._decode(net, latent, noise.shape[2])
+
+    def _decode(self, net: NetFn, latent: Tensor, horizon: int) -> Tensor:
+        x = latent[:, None].expand(-1, horizon, -1)  # [B, H, Z]
+        return net(x, latent.new_zeros(len(latent)))
+
+
+class _Posterior(nn.Module):
+    """``features [B, F]`` and ``action [B, H, Da]`` to mean and log-variance of the latent, ``[B, Z]`` in float32."""
+
+    positions: Tensor  # [H + 2, width]
+
+    def __init__(self, config: ActConfig, sizes: ChunkSizes) -> None:
+        super().__init__()
+        w = config.width
+        self.summary = nn.Parameter(0.02 * torch.randn(1, 1, w))
+        self.observe, self.act = nn.Linear(sizes.feature_dim, w), nn.Linear(sizes.action_dim, w)
+        positions = SinusoidalEmbedding(w)(torch.arange(sizes.horizon + 2))
+        self.register_buffer("positions", positions, persistent=False)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                w, config.attention_heads, 4 * w, config.dropout, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(config.layers)
+        )
+        self.out = nn.Sequential(nn.LayerNorm(w), nn.Linear(w, 2 * config.latent_dim))
+        nn.init.zeros_(self.out[1].weight)  # begins as the standard normal: no divergence to unlearn first
+        nn.init.zeros_(self.out[1].bias)
+
+    def forward(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = [self.summary.expand(len(action), -1, -1), self.observe(features)[:, None], self.act(action)]
+        h = torch.cat([t.float() for t in tokens], dim=1) + self.positions
+        for layer in self.layers:
+            h = layer(h)
+        mean, log_variance = self.out(h[:, 0]).float().chunk(2, dim=-1)
+        return mean, log_variance

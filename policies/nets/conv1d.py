@@ -26,6 +26,7 @@ class _PerTap(torch.autograd.Function):
     """Convolution of the same length of ``x [B, Ci, T]`` with ``w [K, Co, Ci]`` and ``b [Co]``: ``[B, Co, T]``.
 
     Computed time-major: the steps that one tap reads are then adjacent, and each tap is one matrix product of a slice.
+    A gradient that is to be differentiated again is PyTorch's own.
     """
 
     @staticmethod
@@ -34,14 +35,15 @@ class _PerTap(torch.autograd.Function):
         y = b.expand(*xt.shape[:2], len(b)).contiguous()  # [T, B, Co]
         for tap, (src, dst) in _spans(len(w), len(xt)):
             _rows(y[dst]).addmm_(_rows(xt[src]), w[tap].t())
-        ctx.save_for_backward(xt, w)
+        ctx.save_for_backward(x, w)
         return y.permute(1, 2, 0).contiguous()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        xt, w = ctx.saved_tensors
-        gt, middle = g.permute(2, 0, 1).contiguous(), len(w) // 2
+        x, w = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: an energy head trains on a gradient
+            return _differentiable_backward(g, x, w)
+        xt, gt, middle = x.permute(2, 0, 1).contiguous(), g.permute(2, 0, 1).contiguous(), len(w) // 2
         gw = torch.zeros_like(w)
         gx = torch.mm(_rows(gt), w[middle]).view_as(xt)  # the middle tap reaches every step: nothing to add to yet
         for tap, (src, dst) in _spans(len(w), len(xt)):
@@ -50,6 +52,16 @@ class _PerTap(torch.autograd.Function):
             torch.mm(_rows(gt[dst]).t(), _rows(xt[src]), out=gw[tap])
         # What comes before and after works along time; strided gradients would be several times slower there.
         return gx.permute(1, 2, 0).contiguous(), gw, gt.sum((0, 1))
+
+
+def _differentiable_backward(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a convolution with respect to ``x``, ``w [K, Co, Ci]`` and the bias, in one recorded operation."""
+    taps, out, _ = w.shape
+    weight = w.permute(1, 2, 0)
+    gx, gw, gb = torch.ops.aten.convolution_backward(
+        g, x, weight, [out], [1], [taps // 2], [1], False, [0], 1, [True, True, True]
+    )
+    return gx, gw.permute(2, 0, 1), gb
 
 
 def _spans(taps: int, steps: int) -> list[tuple[int, tuple[slice, slice]]]:

@@ -83,6 +83,17 @@ def test_forward_mode_derivative():
     assert torch.allclose(tangent, numeric, atol=1e-7)
 
 
+def test_second_derivative():
+    torch.manual_seed(0)
+    conv, x = Conv1d(3, 4, 5).double(), torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    found = []
+    for f in (lambda: conv(x), lambda: _conv(conv, x)):
+        (gradient,) = torch.autograd.grad(f().pow(3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), [x, conv.weight, conv.bias]))
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-10)
+
+
 def test_initialised_as_pytorch_does():
     torch.manual_seed(0)
     mine, theirs = Conv1d(50, 70, 5), torch.nn.Conv1d(50, 70, 5)

@@ -63,6 +63,14 @@ class IterativeHead(Head):
     def clean_estimate(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
         """The clean chunk that the network's ``output`` for ``x`` means, bounded as the head's settings say."""
 
+    def estimate(self, net_at_t: Estimate, level: Level, x: Tensor) -> Tensor:
+        """The clean chunk behind ``x [B, H, Da]``, of a network bound to the time of ``level`` (``NetFn.at``)."""
+        return self.clean_estimate(net_at_t(self._net_input(x, level)), x, level)
+
+    def _net_input(self, x: Tensor, level: Level) -> Tensor:
+        """The noisy chunk as the network was trained to see it."""
+        return x
+
     @abstractmethod
     def sample(
         self, net: NetFn, noise: Tensor, *, guide: Guide | None = None, start: WarmStart | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -133,7 +133,7 @@ class DiffusionHead(IterativeHead):
         used, previous = 1, torch.zeros_like(x)
         steps = zip(net.at(self._t[first:]), self._coefficients[first:], self._levels[first:], strict=True)
         for i, (net_at_t, (a, b, c, s), level) in enumerate(steps):
-            estimate = partial(self._estimate, net_at_t, level)
+            estimate = partial(self.estimate, net_at_t, level)
             clean = estimate(x) if guide is None else guide(estimate, x, level)
             if i == 0 and c != 0.0:  # a multi-step solver that begins here has no previous estimate yet
                 previous = clean
@@ -154,6 +154,3 @@ class DiffusionHead(IterativeHead):
         else:
             clean = level.alpha * x - level.sigma * output
         return clean if self.config.clip is None else clean.clamp(-self.config.clip, self.config.clip)
-
-    def _estimate(self, net_at_t: Callable[[Tensor], Tensor], level: Level, x: Tensor) -> Tensor:
-        return self.clean_estimate(net_at_t(x), x, level)

@@ -150,12 +150,5 @@ class OdeHead(IterativeHead):
         return x
 
     def _evaluate(self, net_at_t: Callable[[Tensor], Tensor], level: Level, guide: Guide | None, x: Tensor) -> Tensor:
-        estimate = partial(self._estimate, net_at_t, level)
+        estimate = partial(self.estimate, net_at_t, level)
         return estimate(x) if guide is None else guide(estimate, x, level)
-
-    def _estimate(self, net_at_t: Callable[[Tensor], Tensor], level: Level, x: Tensor) -> Tensor:
-        return self.clean_estimate(net_at_t(self._net_input(x, level)), x, level)
-
-    def _net_input(self, x: Tensor, level: Level) -> Tensor:
-        """The noisy chunk as the network was trained to see it."""
-        return x

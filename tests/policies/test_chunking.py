@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from visuomotor.data.errors import ConfigError
-from visuomotor.policies.chunking import RecedingHorizon
+from visuomotor.policies.execution.build import make_actor
+from visuomotor.policies.execution.config import ExecuteConfig
 
 
 class _Recorder:
@@ -32,7 +33,7 @@ def _obs(*values):
 
 
 def test_executes_n_exec_actions_from_the_present_on(recorder):
-    actor = RecedingHorizon(recorder, num_envs=1)
+    actor = make_actor(recorder, num_envs=1)
     actor.reset([7])
     actions = [float(actor.act(_obs(100 + t))[0, 0]) for t in range(17)]
     assert actions[:8] == [100, 101, 102, 103, 104, 105, 106, 107]
@@ -41,7 +42,7 @@ def test_executes_n_exec_actions_from_the_present_on(recorder):
 
 
 def test_history_begins_with_copies_and_then_rolls(recorder):
-    actor = RecedingHorizon(recorder, num_envs=1, n_exec=1)
+    actor = make_actor(recorder, num_envs=1, config=ExecuteConfig(n_exec=1))
     actor.reset([0])
     for t in range(3):
         actor.act(_obs(t))
@@ -50,7 +51,7 @@ def test_history_begins_with_copies_and_then_rolls(recorder):
 
 
 def test_a_world_that_restarts_plans_alone_and_forgets_its_past(recorder):
-    actor = RecedingHorizon(recorder, num_envs=2)
+    actor = make_actor(recorder, num_envs=2)
     actor.reset([0, 1])
     for t in range(3):
         actor.act(_obs(t, 50 + t))
@@ -64,7 +65,7 @@ def test_a_world_that_restarts_plans_alone_and_forgets_its_past(recorder):
 def test_noise_depends_on_the_seed_and_the_plan_alone(recorder):
     def noise_of(seeds, world):
         recorder.calls.clear()
-        actor = RecedingHorizon(recorder, num_envs=len(seeds), n_exec=2)
+        actor = make_actor(recorder, num_envs=len(seeds), config=ExecuteConfig(n_exec=2))
         actor.reset(seeds)
         for t in range(4):
             actor.act(_obs(*[t] * len(seeds)))
@@ -77,7 +78,7 @@ def test_noise_depends_on_the_seed_and_the_plan_alone(recorder):
 
 
 def test_inactive_worlds_are_not_planned_for(recorder):
-    actor = RecedingHorizon(recorder, num_envs=3)
+    actor = make_actor(recorder, num_envs=3)
     actor.reset([0, 1, 2])
     actor.act(_obs(0, 1, 2), torch.tensor([True, False, True]))
     assert recorder.calls[0][0]["state"][:, -1, 0].unique().tolist() == [0, 2]
@@ -86,14 +87,14 @@ def test_inactive_worlds_are_not_planned_for(recorder):
 
 def test_more_actions_than_the_chunk_holds_are_refused(recorder):
     with pytest.raises(ConfigError, match=r"n_exec=16.*1 to 15"):
-        RecedingHorizon(recorder, num_envs=1, n_exec=16)
+        make_actor(recorder, num_envs=1, config=ExecuteConfig(n_exec=16))
 
 
 def test_an_action_does_not_depend_on_how_many_worlds_plan(make_policy):
     policy = make_policy()[0].eval()
 
     def last(seeds, world):
-        actor = RecedingHorizon(policy, num_envs=len(seeds))
+        actor = make_actor(policy, num_envs=len(seeds))
         actor.reset(seeds)
         return actor.act(_obs(*seeds))[world]
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.policies.base import Backbone, BackboneConfig, ChunkSizes, Head, HeadConfig, NetSizes
+from visuomotor.policies.heads.act import ActConfig, ActHead
+from visuomotor.policies.heads.carp import CarpConfig, CarpHead
 from visuomotor.policies.heads.diffusion import DiffusionConfig, DiffusionHead
 from visuomotor.policies.heads.edm import EDMConfig, EDMHead
 from visuomotor.policies.heads.energy import EnergyConfig, EnergyHead
@@ -21,7 +23,9 @@ from visuomotor.policies.heads.gaussian import GaussianConfig, GaussianHead
 from visuomotor.policies.heads.gmm import GMMConfig, GMMHead
 from visuomotor.policies.heads.mip import MIPConfig, MIPHead
 from visuomotor.policies.heads.regression import RegressionConfig, RegressionHead
+from visuomotor.policies.nets.dit import DiT, DiTConfig
 from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
+from visuomotor.policies.nets.transformer import Transformer, TransformerConfig
 from visuomotor.policies.nets.unet1d import ConditionalUnet1d, UnetConfig
 
 __all__ = ["BackboneEntry", "HeadEntry", "backbones", "heads", "name_of"]
@@ -44,6 +48,8 @@ class BackboneEntry:
 
 
 _HEADS = {
+    "act": HeadEntry(ActConfig, ActHead),
+    "carp": HeadEntry(CarpConfig, CarpHead),
     "diffusion": HeadEntry(DiffusionConfig, DiffusionHead),
     "edm": HeadEntry(EDMConfig, EDMHead),
     "energy": HeadEntry(EnergyConfig, EnergyHead),
@@ -53,7 +59,12 @@ _HEADS = {
     "mip": HeadEntry(MIPConfig, MIPHead),
     "regression": HeadEntry(RegressionConfig, RegressionHead),
 }
-_BACKBONES = {"mlp": BackboneEntry(MLPConfig, ResidualMLP), "unet": BackboneEntry(UnetConfig, ConditionalUnet1d)}
+_BACKBONES = {
+    "mlp": BackboneEntry(MLPConfig, ResidualMLP),
+    "unet": BackboneEntry(UnetConfig, ConditionalUnet1d),
+    "dit": BackboneEntry(DiTConfig, DiT),
+    "transformer": BackboneEntry(TransformerConfig, Transformer),
+}
 
 
 @cache

@@ -118,14 +118,14 @@ class _Posterior(nn.Module):
             )
             for _ in range(config.layers)
         )
-        self.out = nn.Sequential(nn.LayerNorm(w), nn.Linear(w, 2 * config.latent_dim))
-        nn.init.zeros_(self.out[1].weight)  # begins as the standard normal: no divergence to unlearn first
-        nn.init.zeros_(self.out[1].bias)
+        self.norm, self.out = nn.LayerNorm(w), nn.Linear(w, 2 * config.latent_dim)
+        nn.init.zeros_(self.out.weight)  # begins as the standard normal: no divergence to unlearn first
+        nn.init.zeros_(self.out.bias)
 
     def forward(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         tokens = [self.summary.expand(len(action), -1, -1), self.observe(features)[:, None], self.act(action)]
         h = torch.cat([t.float() for t in tokens], dim=1) + self.positions
         for layer in self.layers:
             h = layer(h)
-        mean, log_variance = self.out(h[:, 0]).float().chunk(2, dim=-1)
+        mean, log_variance = self.out(self.norm(h[:, 0])).float().chunk(2, dim=-1)
         return mean, log_variance

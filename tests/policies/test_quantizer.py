@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -91,13 +92,13 @@ def test_any_size_is_coded_and_each_scale_brings_it_nearer(dims, scales, horizon
     q.fit(chunks)
     _, sums = q.encode(chunks)
     errors = [_rmse(chunks, sums[:, k]) for k in range(len(scales) + 1)]
-    assert all(later < earlier + 1e-6 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < earlier + 1e-6 for earlier, later in pairwise(errors))
     assert torch.isfinite(sums).all()
 
 
-@pytest.mark.parametrize(("dims", "bound"), [(2, 0.06), (14, 0.30)])
+@pytest.mark.parametrize(("dims", "bound"), [(2, 0.04), (14, 0.32)])
 def test_held_out_chunks_are_reconstructed(dims, bound):
-    # Seen: 0.037 and 0.27, for chunks with a root mean square of 0.50. Many independent dimensions in one code are
+    # Seen: 0.022 and 0.27, for chunks with a root mean square of 0.50. Many independent dimensions in one code are
     # coarse; the head's last pass, a regression, is for what is left.
     train, test = _smooth_chunks(4000, 16, dims), _smooth_chunks(500, 16, dims, seed=1)
     q = ResidualQuantizer([1, 2, 4], n_codes=128, knots=4, horizon=16, action_dim=dims)
@@ -149,9 +150,12 @@ def test_refusals():
 @pytest.mark.skipif(not PUSHT.exists(), reason=f"no Push-T demonstrations at {PUSHT}")
 def test_pusht_actions_are_reconstructed():
     store = DemoStore.open(PUSHT)
-    action = torch.as_tensor(store.read("action", 0, 8000), dtype=torch.float32)
-    low, high = action.min(0).values, action.max(0).values
-    chunks = (2 * (action - low) / (high - low) - 1).unfold(0, 16, 1).transpose(1, 2)  # [n, 16, 2]
+    episodes = [torch.as_tensor(store.read("action", 0, 12000)[store.episode_slice(i)]) for i in range(80)]
+    low, high = torch.cat(episodes).min(0).values, torch.cat(episodes).max(0).values
+    train, test = (
+        torch.cat([(2 * (e.float() - low) / (high - low) - 1).unfold(0, 16, 1).transpose(1, 2) for e in part])
+        for part in (episodes[:70], episodes[70:])
+    )  # [n, 16, 2]
     q = ResidualQuantizer([1, 2, 4], n_codes=256, knots=4, horizon=16, action_dim=2)
-    q.fit(chunks[:6000])
-    assert _rmse(chunks[6000:], q.encode(chunks[6000:])[1][:, -1]) < 0.03
+    q.fit(train)
+    assert _rmse(test, q.encode(test)[1][:, -1]) < 0.03

@@ -84,7 +84,7 @@ def _as_read(spec: ArraySpec) -> ArraySpec:
 
     Depth cameras give millimetres as uint16; that this is their unit must not get lost with the type.
     """
-    unit = "mm" if spec.unit is None and spec.dtype == "uint16" and len(spec.shape) in (2, 3) else spec.unit
+    unit = "mm" if spec.unit is None and spec.is_depth and spec.dtype == "uint16" else spec.unit
     return ArraySpec.from_dict({**spec.to_dict(), "dtype": "uint8" if spec.is_image else "float32", "unit": unit})
 
 

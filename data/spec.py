@@ -56,8 +56,10 @@ class ArraySpec:
 
     @property
     def is_depth(self) -> bool:
-        """True for ``[H, W, 1]`` of at least 8 pixels a side that is not uint8: a distance a pixel."""
-        return len(self.shape) == 3 and self.shape[2] == 1 and min(self.shape[:2]) >= 8 and self.dtype != "uint8"
+        """True for distances: ``[H, W, 1]`` that is not uint8, ``[H, W]`` in uint16; at least 8 pixels a side."""
+        if len(self.shape) not in (2, 3) or min(self.shape[:2]) < 8:
+            return False
+        return self.dtype == "uint16" if len(self.shape) == 2 else self.shape[2] == 1 and self.dtype != "uint8"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready dictionary (inverse: :meth:`from_dict`)."""

@@ -17,6 +17,7 @@ from visuomotor.policies.encoders.part import EncoderPart, PartOutput, array_of
 from visuomotor.policies.encoders.pretrained import PretrainedConfig, PretrainedTrunk
 from visuomotor.policies.encoders.readout import PooledReadout, TokenReadout
 from visuomotor.policies.encoders.resnet import ResNet18, ResNetConfig
+from visuomotor.policies.encoders.trunk import Trunk
 from visuomotor.policies.encoders.view import View
 from visuomotor.policies.encoders.vit import ViT, ViTConfig
 
@@ -109,10 +110,12 @@ class ImageEncoder(EncoderPart):
         if config.shared:
             self._check_alike(views, needs_size=config.net == "vit")
         self.views = nn.ModuleList(views)
-        self.trunks = nn.ModuleList(_make_trunk(config, v) for v in (views[:1] if config.shared else views))
-        self.readouts = nn.ModuleList(_make_readout(config, t) for t in self.trunks)
+        trunks = [_make_trunk(config, v) for v in (views[:1] if config.shared else views)]
+        self.trunks = nn.ModuleList(trunks)
+        self.readouts = nn.ModuleList(_make_readout(config, t.out_channels) for t in trunks)
         for i, view in enumerate(views):
-            view.set_normalization(self._of(self.trunks, i).mean, self._of(self.trunks, i).std)
+            trunk = trunks[0 if config.shared else i]
+            view.set_normalization(trunk.mean, trunk.std)
         if config.tokens:
             self.token_dim = config.token_dim
             self.camera = nn.Parameter(torch.randn(len(keys), config.token_dim) * 0.02)
@@ -159,7 +162,7 @@ def _make_view(key: str, spec: ArraySpec, config: ImageConfig) -> View:
     )  # fmt: skip
 
 
-def _make_trunk(config: ImageConfig, view: View) -> nn.Module:
+def _make_trunk(config: ImageConfig, view: View) -> Trunk:
     if config.net == "resnet18":
         return ResNet18(config.resnet, view.channels)
     if config.net == "vit":
@@ -167,8 +170,7 @@ def _make_trunk(config: ImageConfig, view: View) -> nn.Module:
     return PretrainedTrunk(config.pretrained, view.channels, view.size)
 
 
-def _make_readout(config: ImageConfig, trunk: nn.Module) -> nn.Module:
-    channels = int(trunk.out_channels)  # type: ignore[arg-type]
+def _make_readout(config: ImageConfig, channels: int) -> nn.Module:
     if config.tokens:
         return TokenReadout(channels, config.token_dim)
     pool = config.pool

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from visuomotor.data.errors import ConfigError, MissingExtraError, nearest
+from visuomotor.policies.encoders.trunk import Trunk
 
 __all__ = ["PretrainedConfig", "PretrainedTrunk"]
 
@@ -48,7 +49,7 @@ class PretrainedConfig:
             )
 
 
-class PretrainedTrunk(nn.Module):
+class PretrainedTrunk(Trunk):
     """``[B, 3, H, W]``, normalised by ``mean`` and ``std``, to its last feature map ``[B, out_channels, h, w]``.
 
     Batch norm keeps the statistics it came with, also while it is fine-tuned: those of small batches do not follow
@@ -71,8 +72,6 @@ class PretrainedTrunk(nn.Module):
         if not config.name:
             raise ConfigError("obs.image.net=pretrained needs obs.image.pretrained.name")
         self._frozen, self._timm = config.frozen, config.library == "timm"
-        self.mean: Sequence[float]
-        self.std: Sequence[float]
         if self._timm:
             self.net, self.mean, self.std = _timm(config, size)
         else:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.policies.encoders.trunk import Trunk
 
 __all__ = ["Conv2d", "ResNet18", "ResNetConfig", "SpatialSoftmax", "expected_position"]
 
@@ -84,7 +85,7 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // _GROUP, channels)
 
 
-class ResNet18(nn.Module):
+class ResNet18(Trunk):
     """``[B, C, H, W]`` to a feature map ``[B, out_channels, h, w]``; He et al. 2016 with groups of 16 channels.
 
     Args:
@@ -96,7 +97,6 @@ class ResNet18(nn.Module):
         super().__init__()
         widths = [int(c * config.width) for c in _CHANNELS]
         self.out_channels = widths[-1]
-        self.mean, self.std = 0.5, 0.5  # images come in -1..1
         self.pools = config.stem == "large"
         self.stem = Conv2d(channels, widths[0], 7 if self.pools else 3, stride=2)
         self.norm = _norm(widths[0])

@@ -63,12 +63,12 @@ class View(nn.Module):
         self._resize, self._full = bool(resize), full
         self._random_crop = augment.random_crop and self.size != full
         self.augment = Augment(augment, self.size, colour=self._depth is None)
-        self.set_normalization(0.5, 0.5)
+        self.set_normalization((0.5,), (0.5,))
 
-    def set_normalization(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
+    def set_normalization(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Give images as ``(x - mean) / std`` with ``x`` in 0..1; depth always as -1..1."""
         if self._depth is not None:
-            mean, std = 0.5, 0.5
+            mean, std = (0.5,), (0.5,)
         std_t = torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1)
         mean_t = torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1)
         self.register_buffer("gain", 1.0 / std_t, persistent=False)  # [C or 1, 1, 1]

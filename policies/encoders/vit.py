@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visuomotor.data.errors import ConfigError
+from visuomotor.policies.encoders.trunk import Trunk
 
 __all__ = ["AttentionPool", "ViT", "ViTConfig"]
 
@@ -60,7 +61,7 @@ class _Layer(nn.Module):
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
-class ViT(nn.Module):
+class ViT(Trunk):
     """``[B, C, H, W]`` to a map of patches ``[B, dim, H / patch, W / patch]`` (Dosovitskiy et al. 2021, pre-norm).
 
     Args:
@@ -80,7 +81,6 @@ class ViT(nn.Module):
                 f"patches of {config.patch}: choose obs.image.vit.patch or obs.image.crop to fit"
             )
         self.out_channels = config.dim
-        self.mean, self.std = 0.5, 0.5  # images come in -1..1
         self._grid = (size[0] // config.patch, size[1] // config.patch)
         self.patches = nn.Conv2d(channels, config.dim, config.patch, stride=config.patch)
         self.position = nn.Parameter(torch.randn(1, self._grid[0] * self._grid[1], config.dim) * 0.02)

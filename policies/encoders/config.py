@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from visuomotor.data.batches import goal_key
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.normalize import KeyNorm
 from visuomotor.data.spec import ArraySpec
@@ -21,14 +22,14 @@ class ObservationConfig:
     """Which observations a policy reads, and how.
 
     Attributes:
-        keys: arrays of the store, in the order of the features.
+        keys: arrays of the store, and columns with texts, in the order of the features.
         angles: components of a key that are angles [rad]; each becomes its sine and cosine, so that there is no seam.
         norm: how components are normalised, for keys without an entry in ``norm_by_key``.
         norm_by_key: how the components of one key are normalised; component numbers count after the angles.
         image: how cameras are encoded.
         points: which keys are point clouds, or depth images to turn into them, and how they are encoded.
         text: which keys are texts, and how they are encoded.
-        goal: what of the observations is also given as a goal.
+        goal: which arrays are also, or only, given as a goal.
     """
 
     keys: list[str] = field(default_factory=lambda: ["state"])
@@ -47,25 +48,63 @@ class ObservationConfig:
         if twice:
             raise ConfigError(f"obs.keys names {twice} more than once")
         for setting in ("angles", "norm_by_key"):
-            self._check_observed(setting, getattr(self, setting))
-        for setting, keys in (("points.keys", self.points.keys), ("text.keys", self.text.keys)):
-            self._check_observed(setting, keys)
+            self._check_known(setting, getattr(self, setting), [*self.keys, *self.goal.keys])
+        for setting, keys in (("points.intrinsics_keys and points.pose_keys", self.points.calibration_keys),
+                              ("text.keys", self.text.keys)):  # fmt: skip
+            self._check_known(setting, keys, self.keys)
+        self._check_known("points.keys", self.points.keys, [*self.keys, *self.goal.keys])
+        self._check_known("image.depth_keys", self.image.depth_keys, [*self.keys, *self.goal.keys])
+        for camera in (k for k in self.goal.keys if k in self.points.keys):
+            for needed in (self.points.intrinsics_keys.get(camera), self.points.pose_keys.get(camera)):
+                if needed is not None and needed not in self.goal.keys:
+                    raise ConfigError(f"obs.goal.keys names the depth image {camera!r}, but not {needed!r}: name both")
+        texts = [k for k in self.goal.keys if k in self.text.keys]
+        if texts:
+            raise ConfigError(f"obs.goal.keys names the text {texts[0]!r}: texts are hidden with the goal as they are")
+        if not self.step_keys:
+            raise ConfigError(f"obs.keys {self.keys} are all texts: name at least one array that changes")
+        if self.goal.dropout and not self.constant_keys:
+            raise ConfigError(f"obs.goal.dropout={self.goal.dropout}: there is neither a goal nor a text to hide")
 
-    def _check_observed(self, setting: str, keys: list[str] | dict[str, object]) -> None:
+    @staticmethod
+    def _check_known(setting: str, keys: Iterable[str], known: list[str]) -> None:
         for key in keys:
-            if key not in self.keys:
-                raise ConfigError(f"obs.{setting} names {key!r}, which is not observed. {nearest(key, self.keys)}")
+            if key not in known:
+                raise ConfigError(f"obs.{setting} names {key!r}, which is not observed. {nearest(key, known)}")
+
+    @property
+    def store_keys(self) -> list[str]:
+        """Arrays of the store that observations and goals are read from."""
+        return list(dict.fromkeys([*self.step_keys, *self.goal.keys]))
+
+    @property
+    def step_keys(self) -> list[str]:
+        """Arrays that are observed at every step."""
+        return [k for k in self.keys if k not in self.text.keys]
+
+    @property
+    def constant_keys(self) -> frozenset[str]:
+        """Observations that stay the same for a whole episode: goals and texts."""
+        return frozenset([*map(goal_key, self.goal.keys), *self.text.keys])
 
     def kinds(self, specs: Mapping[str, ArraySpec]) -> dict[str, list[str]]:
         """Observed keys by kind (``vector``, ``image``, ``points``, ``text``), from the settings and the shapes."""
+        return self._sorted(self.keys, specs)
+
+    def goal_kinds(self, specs: Mapping[str, ArraySpec]) -> dict[str, list[str]]:
+        """Keys of the goal by kind, as :meth:`kinds`; ``specs`` are of the keys themselves."""
+        return self._sorted(self.goal.keys, specs)
+
+    def _sorted(self, keys: list[str], specs: Mapping[str, ArraySpec]) -> dict[str, list[str]]:
         out: dict[str, list[str]] = {"vector": [], "image": [], "points": [], "text": []}
-        for key in self.keys:
+        calibration = self.points.calibration_keys
+        for key in keys:
             if key in self.points.keys:
                 out["points"].append(key)
             elif key in self.text.keys:
                 out["text"].append(key)
-            else:
-                out["image" if specs[key].is_image else "vector"].append(key)
+            elif key not in calibration:
+                out["image" if specs[key].is_image or key in self.image.depth_keys else "vector"].append(key)
         return out
 
     def norm_of(self, key: str) -> KeyNorm:

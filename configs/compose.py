@@ -26,7 +26,7 @@ __all__ = ["Composed", "compose_train", "groups", "known_keys", "parse_plain", "
 
 T = TypeVar("T")
 
-_PATHS = ("data", "data.path", "data.cache.dir", "run_dir", "resume", "checkpoint", "against", "out")
+_PATHS = ("data", "data.path", "data.cache.dir", "run_dir", "resume", "checkpoint", "against", "rank_by", "out")
 
 
 @dataclass(frozen=True)

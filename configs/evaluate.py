@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from visuomotor.configs.build import LoadedPolicy, load_policy, pick_device, set_threads
 from visuomotor.configs.compose import parse_plain
+from visuomotor.configs.execution import Execution, compose, load_execution, search_weights
 from visuomotor.configs.rollout import RolloutEvaluator, print_comparison, print_result, result_document
 from visuomotor.configs.schema import EvalConfig, RolloutConfig
 from visuomotor.data.batches import BatchSource
@@ -22,8 +24,10 @@ from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.store import DemoStore
 from visuomotor.data.windows import split_episodes, window_table
 from visuomotor.envs.registry import get_task
+from visuomotor.policies.execution.planner import ChunkPolicy
 from visuomotor.policies.learn.evaluate import EvalResult, compare
 from visuomotor.policies.learn.open_loop import open_loop_error
+from visuomotor.policies.spec import PolicySpec
 
 __all__ = ["main"]
 
@@ -68,12 +72,25 @@ def _roll_out(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dic
         raise ConfigError("this policy was trained without a task: give task=<name> to roll out, or data=<zarr>")
     env = _environment(task, {**(saved["env"] if saved["task"] == task else {}), **config.env})
     out = _out(config, loaded)
-    result = _test(config, loaded, task, env, out / "videos", console)
-    document = {"task": task, "checkpoint": str(loaded.checkpoint.path), **result_document(result, out)}
+    execution = load_execution(config, lambda path: _load(config, path).policy)
+    others = [_load(config, path) for path in config.compose]
+    policies = [loaded.policy, *(o.policy for o in others)]
+    document: dict[str, Any] = {"task": task, "checkpoint": str(loaded.checkpoint.path)}
+    acting = compose(policies, config)
+    with closing(_evaluator(config, task, env, acting.spec, execution)) as evaluator:
+        if others:
+            weights = config.compose_weights or [1.0 / len(policies)] * len(policies)
+            if config.search_weights:
+                weights, document["weight_search"] = search_weights(policies, config, evaluator.select, console)
+            acting = compose(policies, config, weights)
+            document["compose"] = {"checkpoints": [str(o.checkpoint.path) for o in others], "weights": weights}
+        result = _test(evaluator, config, loaded, acting, out / "videos", console)
+        document |= {**result_document(result, out), **evaluator.document()}
     if config.against is not None:
         other = _load(config, config.against)
         document["against"] = {"checkpoint": str(other.checkpoint.path)}
-        difference = compare(result, _test(config, other, task, env, None, console))
+        with closing(_evaluator(config, task, env, other.policy.spec, execution)) as evaluator:
+            difference = compare(result, _test(evaluator, config, other, other.policy, None, console))
         document["against"] |= difference.to_dict()
         print_comparison(difference, console)
     return document
@@ -91,20 +108,25 @@ def _environment(task: str, settings: dict[str, Any]) -> Any:
         raise ConfigError(f"env: {str(e).splitlines()[0]}") from None
 
 
-def _test(
-    config: EvalConfig, loaded: LoadedPolicy, task: str, env: Any, video_dir: Path | None, console: Console
-) -> EvalResult:
-    """Roll out on the test seeds and print the result."""
+def _evaluator(config: EvalConfig, task: str, env: Any, spec: PolicySpec, execution: Execution) -> RolloutEvaluator:
     rollout = RolloutConfig(
-        episodes=config.episodes, selection_episodes=1, num_envs=config.num_envs, videos=config.videos
+        episodes=config.episodes,
+        selection_episodes=config.search_episodes if config.search_weights else 1,
+        num_envs=config.num_envs,
+        videos=config.videos,
     )
-    evaluator = RolloutEvaluator(task, env, rollout, loaded.policy.spec, n_exec=config.n_exec)
-    try:
-        result = evaluator.test(loaded.policy, video_dir)
-    finally:
-        evaluator.close()
+    return RolloutEvaluator(task, env, rollout, spec, execution=execution)
+
+
+def _test(
+    evaluator: RolloutEvaluator, config: EvalConfig, loaded: LoadedPolicy, policy: ChunkPolicy, video_dir: Path | None,
+    console: Console,
+) -> EvalResult:  # fmt: skip
+    """Roll out on the test seeds and print the result."""
+    result = evaluator.test(policy, video_dir)
     run = loaded.checkpoint.path.parent.parent.name
-    print_result(result, console, f"{run}/{loaded.checkpoint.path.name} ({config.weights} weights)")
+    others = "" if policy is loaded.policy else f" with {len(config.compose)} more"
+    print_result(result, console, f"{run}/{loaded.checkpoint.path.name}{others} ({config.weights} weights)")
     for warning in result.warnings:
         console.print(f"[yellow]{warning}[/yellow]")
     return result

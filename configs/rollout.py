@@ -9,11 +9,13 @@ from typing import Any
 from rich.console import Console
 
 from visuomotor.configs.build import load_policy
+from visuomotor.configs.execution import Execution
 from visuomotor.configs.schema import RolloutConfig
 from visuomotor.envs.registry import make_env
-from visuomotor.policies.chunking import RecedingHorizon
+from visuomotor.policies.execution.ensemble import TemporalEnsemble
+from visuomotor.policies.execution.planner import ChunkPolicy
+from visuomotor.policies.execution.receding import RecedingHorizon
 from visuomotor.policies.learn.evaluate import Comparison, EvalResult, evaluate, selection_seeds, test_seeds
-from visuomotor.policies.policy import Policy
 from visuomotor.policies.spec import PolicySpec
 
 __all__ = ["RolloutEvaluator", "print_comparison", "print_result", "result_document"]
@@ -22,14 +24,25 @@ __all__ = ["RolloutEvaluator", "print_comparison", "print_result", "result_docum
 class RolloutEvaluator:
     """Worlds of one task, kept open over a run.
 
+    Args:
+        task: its name.
+        env: its settings.
+        config: how many episodes on which seeds.
+        spec: what the policy observes and commands.
+        execution: how chunks are executed; None: as ``config`` says.
+
+    Attributes:
+        seams: how far the commands of the last :meth:`test` jumped from one chunk to the next.
+
     Raises:
         CheckpointError: the task gives other observations or actions than the policy has.
     """
 
     def __init__(
-        self, task: str, env: Any, config: RolloutConfig, spec: PolicySpec, *, n_exec: int | None = None
+        self, task: str, env: Any, config: RolloutConfig, spec: PolicySpec, *, execution: Execution | None = None
     ) -> None:
-        self._config, self._n_exec = config, n_exec
+        self._config, self._execution = config, execution or Execution(config=config.execute)
+        self.seams: dict[str, Any] = {}
         self._env = make_env(env, min(config.num_envs, max(config.episodes, config.selection_episodes)))
         try:
             e = self._env
@@ -38,31 +51,58 @@ class RolloutEvaluator:
             self._env.close()
             raise
 
-    def select(self, policy: Policy) -> EvalResult:
+    def check(self, policy: ChunkPolicy) -> None:
+        """Refuse, before anything is run, a policy that cannot be executed as the settings say.
+
+        Raises:
+            ConfigError: with the reason.
+        """
+        try:
+            self._actor(policy)
+        except BaseException:
+            self.close()
+            raise
+
+    def select(self, policy: ChunkPolicy) -> EvalResult:
         """Evaluate on the selection seeds, without films."""
         return evaluate(self._env, self._actor(policy), selection_seeds(self._config.selection_episodes))
 
-    def test(self, policy: Policy, video_dir: Path | None) -> EvalResult:
+    def test(self, policy: ChunkPolicy, video_dir: Path | None) -> EvalResult:
         """Evaluate on the test seeds and, given a folder, film the worst and the best episodes."""
-        n = self._config.videos
-        seeds = test_seeds(self._config.episodes)
+        n, seeds, actor = self._config.videos, test_seeds(self._config.episodes), self._actor(policy)
+
+        def note_seams(done: int, total: int) -> None:
+            if done == total:  # before anything is run again for the films
+                self.seams = actor.seams.to_dict()
+
         return evaluate(
-            self._env, self._actor(policy), seeds, video_worst=n, video_best=n, video_dir=video_dir if n else None
+            self._env,
+            actor,
+            seeds,
+            video_worst=n,
+            video_best=n,
+            video_dir=video_dir if n else None,
+            on_progress=note_seams,
         )
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready: how chunks were executed in the last :meth:`test`, and how far commands jumped between them."""
+        return {"execution": {**self._execution.to_dict(), "seams": self.seams}}
 
     def final(self, checkpoint: Path, run_dir: Path, console: Console) -> tuple[EvalResult, dict[str, Any]]:
         """Test the averaged weights of ``checkpoint``; the returned document has paths relative to ``run_dir``."""
         loaded = load_policy(checkpoint)
         result = self.test(loaded.policy, run_dir / "videos")
         print_result(result, console, f"{loaded.checkpoint.path.name} (EMA weights)")
-        return result, result_document(result, run_dir) | {"checkpoint": loaded.checkpoint.path.name}
+        document = result_document(result, run_dir) | self.document()
+        return result, document | {"checkpoint": loaded.checkpoint.path.name}
 
     def close(self) -> None:
         """End the worlds."""
         self._env.close()
 
-    def _actor(self, policy: Policy) -> RecedingHorizon:
-        return RecedingHorizon(policy, num_envs=self._env.num_envs, n_exec=self._n_exec)
+    def _actor(self, policy: ChunkPolicy) -> RecedingHorizon | TemporalEnsemble:
+        return self._execution.actor(policy, self._env.num_envs)
 
 
 def result_document(result: EvalResult, folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from visuomotor.data.windows import WindowConfig
 from visuomotor.envs.registry import get_task, task_names
 from visuomotor.policies.base import BackboneConfig, HeadConfig
 from visuomotor.policies.encoders.config import ObservationConfig
+from visuomotor.policies.execution.config import ExecuteConfig, SteerConfig
 from visuomotor.policies.learn.imitation import TrainingConfig
 from visuomotor.policies.learn.optim import EMAConfig, OptimConfig
 from visuomotor.policies.policy import LossConfig
@@ -60,12 +61,14 @@ class RolloutConfig:
         selection_episodes: episodes of each evaluation during training; on other seeds, they choose the checkpoint.
         num_envs: worlds side by side.
         videos: films of the worst and of the best episodes, each.
+        execute: how the chunks of the policy become actions.
     """
 
     episodes: int = 100
     selection_episodes: int = 100
     num_envs: int = 100
     videos: int = 2
+    execute: ExecuteConfig = field(default_factory=ExecuteConfig)
 
     def __post_init__(self) -> None:
         for name, low in (("episodes", 0), ("selection_episodes", 1), ("num_envs", 1), ("videos", 0)):
@@ -130,7 +133,16 @@ class EvalConfig:
         env: settings of the task's environment that differ from their defaults.
         weights: ``ema`` (the moving average) or ``raw``.
         solver, sample_steps: another solver or number of denoising steps than in training; None keeps them.
-        n_exec: executed steps of each chunk; None keeps the policy's own.
+        execute: how the chunks of the policy become actions.
+        candidates: chunks made for each observation, of which the best one is executed.
+        rank_by: what the best one is: ``coherence`` (with the chunk before), a checkpoint with a density or energy, or
+            a value function of another package (entry point of the group visuomotor.values).
+        steer: a point or path that the actions are drawn to.
+        compose: checkpoints that act together with ``checkpoint``, by a weighted sum at every denoising step.
+        compose_weights: one weight each, that of ``checkpoint`` first, summing to 1; empty: the same for all.
+        search_weights: find the weights by a grid on the selection seeds; the result is of the test seeds.
+        search_parts: parts that the grid divides 1 into.
+        search_episodes: episodes for each weight of the grid.
         out: folder for ``eval.json`` and the videos; None writes beside the checkpoint.
     """
 
@@ -145,7 +157,15 @@ class EvalConfig:
     weights: str = "ema"
     solver: str | None = None
     sample_steps: int | None = None
-    n_exec: int | None = None
+    execute: ExecuteConfig = field(default_factory=ExecuteConfig)
+    candidates: int = 1
+    rank_by: str | None = None
+    steer: SteerConfig = field(default_factory=SteerConfig)
+    compose: list[str] = field(default_factory=list)
+    compose_weights: list[float] = field(default_factory=list)
+    search_weights: bool = False
+    search_parts: int = 10
+    search_episodes: int = 50
     device: str = "auto"
     threads: int | None = None
     out: str | None = None
@@ -158,9 +178,27 @@ class EvalConfig:
             raise ConfigError("give task= (roll out) or data= (open-loop error), not both")
         if self.against is not None and self.data is not None:
             raise ConfigError("against= compares two policies in a task; it does not go with data=")
-        for name, low in (("episodes", 1), ("num_envs", 1), ("videos", 0)):
+        lowest = {"episodes": 1, "num_envs": 1, "videos": 0, "candidates": 1, "search_parts": 1, "search_episodes": 1}
+        for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected at least {low}")
+        self._check_execution()
+
+    def _check_execution(self) -> None:
+        acts = self.execute != ExecuteConfig() or self.steer.corners or self.rank_by or self.compose
+        if self.data is not None and acts:
+            raise ConfigError(
+                "data= measures the error of single predictions: execute, steer, candidates and compose go with task="
+            )
+        if (self.candidates > 1) != (self.rank_by is not None):
+            raise ConfigError(
+                f"candidates={self.candidates} and rank_by={self.rank_by}: several chunks need something to choose "
+                "among them by, and one chunk needs nothing"
+            )
+        if (self.compose_weights or self.search_weights) and not self.compose:
+            raise ConfigError("compose_weights and search_weights are of several policies: give compose=[<run>, ...]")
+        if self.compose_weights and self.search_weights:
+            raise ConfigError("give compose_weights= or search_weights=true, not both")
 
 
 def _check_device(device: str) -> None:

@@ -169,6 +169,8 @@ class _Run:
             if self._config.env is not None and self._config.eval.episodes > 0 and accelerator.is_main_process
             else None
         )
+        if self._evaluator is not None:
+            self._evaluator.check(trainer.ema.module)
 
     def execute(self) -> int:
         """Train, evaluate, report; returns the exit status."""

@@ -39,7 +39,12 @@ class Composed:
 
 def groups() -> dict[str, list[str]]:
     """What can be chosen by one word."""
-    return {"policy": sorted(heads()), "backbone": sorted(backbones()), "task": sorted({*task_names(), "none"})}
+    return {"policy": sorted(heads()), "backbone": sorted(backbones()), "task": sorted({*task_names(), *_presets()})}
+
+
+def _presets() -> set[str]:
+    """Tasks with a file of settings; several may be of the same environment."""
+    return {p.name.removesuffix(".yaml") for p in (files("visuomotor.configs") / "task").iterdir()}
 
 
 def compose_train(words: Sequence[str]) -> Composed:
@@ -56,7 +61,8 @@ def compose_train(words: Sequence[str]) -> Composed:
             raise ConfigError(f"unknown {o.key_or_group} {o.value()!r}. {nearest(str(o.value()), known)}")
     base = _compose([str(o.input_line) for o in chosen])
     _check_keys([o for o in overrides if o not in chosen], known_keys(base))
-    return _finish(_apply(base, [o for o in overrides if o not in chosen]))
+    tasks = [str(o.value()) for o in chosen if o.key_or_group == "task"]
+    return _finish(_apply(base, [o for o in overrides if o not in chosen]), tasks[-1] if tasks else "none")
 
 
 def restore_train(plain: Mapping[str, Any], words: Sequence[str] = ()) -> Composed:
@@ -71,7 +77,7 @@ def restore_train(plain: Mapping[str, Any], words: Sequence[str] = ()) -> Compos
         ) from None
     overrides = _parse([_shorthand(w) for w in words])
     _check_keys(overrides, known_keys(cfg))
-    return _finish(_apply(cfg, overrides))
+    return _finish(_apply(cfg, overrides), plain["choices"]["task"])
 
 
 def parse_plain(schema: type[T], words: Sequence[str]) -> T:
@@ -154,7 +160,7 @@ def _check_keys(overrides: Sequence[Override], known: Mapping[str, bool]) -> Non
 
 
 def _compose(lines: Sequence[str]) -> DictConfig:
-    register({p.name.removesuffix(".yaml") for p in (files("visuomotor.configs") / "task").iterdir()})
+    register(_presets())
     if GlobalHydra.instance().is_initialized():  # a caller's own Hydra application
         GlobalHydra.instance().clear()
     with initialize_config_module("visuomotor.configs", version_base="1.3"), _explained(" ".join(lines)):
@@ -176,9 +182,9 @@ def _apply(cfg: DictConfig, overrides: Sequence[Override]) -> DictConfig:
     return cfg
 
 
-def _finish(cfg: DictConfig) -> Composed:
+def _finish(cfg: DictConfig, task: str) -> Composed:
     config = to_typed(cfg, TrainConfig)
-    choices = {"policy": name_of(config.policy), "backbone": name_of(config.backbone), "task": config.task or "none"}
+    choices = {"policy": name_of(config.policy), "backbone": name_of(config.backbone), "task": task}
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return Composed(config, {"choices": choices, "config": plain})

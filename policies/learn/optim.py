@@ -25,7 +25,7 @@ class OptimConfig:
     Attributes:
         lr: learning rate at its highest.
         betas: decay of the running mean and of the running square of the gradient.
-        weight_decay: acts on matrices only; biases and gains are left alone.
+        weight_decay: acts on matrices only; biases, gains and the tables of embeddings are left alone.
         warmup_steps: optimiser steps over which the rate rises.
         grad_clip: bound on the norm of the whole gradient; null for none.
     """
@@ -57,11 +57,16 @@ def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over two groups: matrices with weight decay, all else without. Fused: one kernel over all tensors."""
+    """AdamW over two groups: matrices with weight decay, all else without. Fused: one kernel over all tensors.
+
+    The table of an embedding (words, positions) is a list of vectors, not a matrix that multiplies anything.
+    """
     params = [p for p in module.parameters() if p.requires_grad]
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    decays = [p.ndim >= 2 and id(p) not in tables for p in params]
     groups = [
-        {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p, d in zip(params, decays, strict=True) if d], "weight_decay": config.weight_decay},
+        {"params": [p for p, d in zip(params, decays, strict=True) if not d], "weight_decay": 0.0},
     ]
     betas = (config.betas[0], config.betas[1])
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, fused=True)

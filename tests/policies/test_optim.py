@@ -49,10 +49,11 @@ def test_ema_by_hand():
 
 
 def test_only_matrices_decay():
-    groups = make_optimizer(nn.Linear(3, 2), OptimConfig(weight_decay=0.1)).param_groups
+    net = nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 2))
+    groups = make_optimizer(net, OptimConfig(weight_decay=0.1)).param_groups
     assert [(g["weight_decay"], [tuple(p.shape) for p in g["params"]]) for g in groups] == [
         (0.1, [(2, 3)]),
-        (0.0, [(2,)]),
+        (0.0, [(7, 3), (2,)]),
     ]
 
 

@@ -16,6 +16,7 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor train resume=<run>                       go on with an interrupted run, bit for bit
   visuomotor eval checkpoint=<run> task=pusht         score and success over test seeds, with videos
   visuomotor eval checkpoint=<run> data=<zarr>        open-loop error on held-out episodes
+  visuomotor bench pusht data=<zarr>                  every head under the same budget, as a table; resumable
   visuomotor data inspect <zarr>                      what a dataset holds
   visuomotor data validate <zarr>                     what is wrong with it, by array, episode and step
   visuomotor info                                     versions, devices, extras present or missing
@@ -42,7 +43,13 @@ def _run(words: list[str]) -> int:
         print(USAGE, end="")
         return 0
     verb, rest = words[0], words[1:]
-    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "data": _data, "info": _info}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "eval": _eval,
+        "bench": _bench,
+        "data": _data,
+        "info": _info,
+    }
     if verb not in commands:
         raise ConfigError(f"unknown command {verb!r}. {nearest(verb, commands)} See visuomotor --help.")
     return commands[verb](rest)
@@ -69,6 +76,17 @@ def _eval(words: list[str]) -> int:
     from visuomotor.configs.evaluate import main as evaluate
 
     return evaluate(words)
+
+
+def _bench(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.help import bench_help
+
+        print(bench_help(), end="")
+        return 0
+    from visuomotor.configs.bench import main as bench
+
+    return bench(words)
 
 
 def _data(words: list[str]) -> int:

@@ -10,12 +10,13 @@ from typing import Any
 
 from omegaconf import MISSING as MUST_BE_GIVEN
 
+from visuomotor.configs.bench import BenchConfig
 from visuomotor.configs.compose import groups
 from visuomotor.configs.registry import backbones, heads
 from visuomotor.configs.schema import EvalConfig, TrainConfig
 from visuomotor.envs.registry import get_task, task_names
 
-__all__ = ["eval_help", "train_help"]
+__all__ = ["bench_help", "eval_help", "train_help"]
 
 _TRAIN = """\
 visuomotor train: train a policy on demonstrations, evaluate it, write report.html
@@ -37,6 +38,16 @@ visuomotor eval: measure a trained policy
   visuomotor eval checkpoint=runs/<run> data=my.zarr    open-loop error on held-out episodes
 
 """
+_BENCH = """\
+visuomotor bench: every head under the same training budget, tested on the same seeds
+
+  visuomotor bench pusht data=pusht.zarr                            all heads, 5 minutes each
+  visuomotor bench pusht data=pusht.zarr policies=[flow,act/transformer] minutes=15
+  visuomotor bench pusht data=pusht.zarr table=docs/benchmarks.md   also keeps the table in a Markdown file
+
+The same command goes on with a bench that was stopped.
+
+"""
 
 
 def train_help() -> str:
@@ -55,6 +66,11 @@ def train_help() -> str:
 def eval_help() -> str:
     """Help of ``visuomotor eval``."""
     return _EVAL + _section("", EvalConfig)
+
+
+def bench_help() -> str:
+    """Help of ``visuomotor bench``."""
+    return _BENCH + _section("", BenchConfig)
 
 
 def _section(title: str, schema: type) -> str:

@@ -10,6 +10,7 @@ from visuomotor.data.errors import ConfigError
 from visuomotor.policies.base import ChunkSizes
 from visuomotor.policies.heads.diffusion import DiffusionConfig, DiffusionHead
 from visuomotor.policies.heads.schedule import alphas_cumprod, solver_steps
+from visuomotor.policies.iterative import WarmStart
 
 SCHEDULE = {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"}
 
@@ -71,6 +72,39 @@ def test_whole_sampling_run_equals_diffusers_step(solver, n, prediction, spacing
     ours = _ours(function_net, solver, n, prediction, spacing, eta, noise, clip)
     scale = float(x.abs().max())
     assert float((ours - x).abs().max()) <= 1e-5 * max(scale, 1.0), (ours - x).abs().max()
+
+
+@pytest.mark.parametrize("first", [0, 6])
+@pytest.mark.parametrize("clip", [None, 0.8])
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp"])
+def test_clipped_and_warm_started_runs_equal_diffusers_step(solver, clip, first, function_net):
+    # diffusers is given the clipped estimates as its own predictions; what is compared is what it makes of them. A
+    # multi-step solver that begins at step 6 has no previous estimate: diffusers then takes a step of first order.
+    n = 10
+    peer_class = DDIMScheduler if solver == "ddim" else DPMSolverMultistepScheduler
+    special = {"clip_sample": False} if solver == "ddim" else {"algorithm_type": "dpmsolver++", "solver_order": 2}
+    peer = peer_class(**SCHEDULE, prediction_type="sample", timestep_spacing="trailing", **special)
+    peer.set_timesteps(n)
+    if solver == "dpmpp":
+        peer.set_begin_index(first)
+    head = DiffusionHead(
+        DiffusionConfig(prediction="sample", solver=solver, sample_steps=n, clip=clip),
+        ChunkSizes(action_dim=2, horizon=4, n_obs=2, feature_dim=1),
+    )
+    noise = torch.randn(3, 1, 16, 2, generator=torch.Generator().manual_seed(0))
+    chunk = torch.randn(3, 16, 2, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
+    x = noise[:, 0].double()
+    if first:
+        x = peer.add_noise(chunk.double(), x, peer.timesteps[first : first + 1])
+    clipped = 0
+    for t in peer.timesteps[first:]:
+        estimate = _fake_net(x, torch.full((3,), int(t)))
+        bounded = estimate if clip is None else estimate.clamp(-clip, clip)
+        clipped += int((bounded != estimate).sum())
+        x = peer.step(bounded, t, x).prev_sample
+    ours = head.sample(function_net(_fake_net), noise, start=WarmStart(chunk, n - first) if first else None)
+    assert (clipped > 0) == (clip is not None)
+    assert float((ours - x).abs().max()) <= 1e-5 * float(x.abs().max())
 
 
 def test_one_ddim_step_by_hand():

@@ -45,7 +45,7 @@ class FunctionNet:
         return self  # a function of x and t alone
 
     def _at(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self._function(x, t.expand(len(x)))
+        return self._function(x, t.expand(len(x), *t.shape))
 
 
 @pytest.fixture

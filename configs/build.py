@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from visuomotor.configs.registry import backbones, heads, name_of
 from visuomotor.configs.schema import ActionSettings, TrainConfig
 from visuomotor.data.actions import ActionConfig
+from visuomotor.data.batches import goal_key
 from visuomotor.data.errors import CheckpointError, ConfigError, DataError, nearest
 from visuomotor.data.normalize import Normalizer
 from visuomotor.data.spec import ArraySpec
@@ -32,6 +33,7 @@ __all__ = [
     "make_spec",
     "model_document",
     "pick_device",
+    "set_guidance",
     "set_threads",
 ]
 
@@ -57,7 +59,7 @@ def make_spec(config: TrainConfig, store: DemoStore) -> PolicySpec:
         DataError: an array that the store does not have, or an action that is no vector.
         ConfigError: a rate that contradicts the store's, or a reference that is not observed.
     """
-    store.require([*config.obs.keys, config.action.key])
+    store.require([*config.obs.store_keys, config.action.key])
     action = store.specs[config.action.key]
     if len(action.shape) != 1:
         raise DataError(f"action array {config.action.key!r} has steps of shape {action.shape}: expected a vector [Da]")
@@ -65,18 +67,32 @@ def make_spec(config: TrainConfig, store: DemoStore) -> PolicySpec:
     if fps is not None and store.fps is not None and abs(fps - store.fps) > 1e-6 * fps:
         raise ConfigError(f"data.fps={fps:g}, but {store.path} was recorded at {store.fps:g} Hz")
     reference = config.action.reference_key
-    if config.action.mode != "absolute" and reference not in config.obs.keys:
+    if config.action.mode != "absolute" and reference not in config.obs.step_keys:
         raise ConfigError(
-            f"action.reference_key={reference!r} is not observed. {nearest(str(reference), config.obs.keys)}"
+            f"action.reference_key={reference!r} is not observed. {nearest(str(reference), config.obs.step_keys)}"
         )
     return PolicySpec(
-        obs={k: _as_read(store.specs[k]) for k in config.obs.keys},
+        obs=_observed(config.obs, store),
         action_key=config.action.key,
         action=_as_read(action),
         fps=store.fps if fps is None else fps,
         window=config.window,
         action_config=_action_config(config.action),
+        constant_keys=config.obs.constant_keys,
     )
+
+
+def _observed(obs: ObservationConfig, store: DemoStore) -> dict[str, ArraySpec]:
+    """What one step of every observation is, goals and texts included."""
+    out = {k: _as_read(store.specs[k]) for k in obs.step_keys}
+    for key in obs.text.keys:
+        if store.column_types.get(key) != "str":
+            texts = [k for k, kind in store.column_types.items() if kind == "str"]
+            raise DataError(
+                f"{store.path} has no column meta/{key} with a text for every episode. {nearest(key, texts)}"
+            )
+        out[key] = ArraySpec(shape=(obs.text.length,), dtype="uint8", role="observation")
+    return out | {goal_key(k): _as_read(store.specs[k]) for k in obs.goal.keys}
 
 
 def _as_read(spec: ArraySpec) -> ArraySpec:
@@ -128,6 +144,22 @@ def build_policy(
             "or let the encoders pool their tokens"
         )
     return Policy(spec, encoder=encoder, backbone=net, head=head_module, normalizer=normalizer, loss=loss)
+
+
+def set_guidance(policy: Policy, scale: float) -> None:
+    """Choose the weight of goal and texts at sampling (classifier-free guidance); 1 is the plain policy.
+
+    Raises:
+        ConfigError: the policy never saw them hidden, or its head predicts nothing that could be extrapolated.
+    """
+    if scale != 1.0:
+        policy.encoder.check_hideable()
+        if not policy.head.is_field:
+            raise ConfigError(
+                f"guidance_scale={scale:g}: {type(policy.head).__name__} predicts no field over chunks, so what it "
+                "predicts with and without the goal cannot be extrapolated: choose a diffusion or flow policy"
+            )
+    policy.guidance_scale = scale
 
 
 def model_document(config: TrainConfig) -> dict[str, Any]:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from rich.console import Console
+from torch import Tensor
 
 from visuomotor.configs.build import make_spec
 from visuomotor.configs.schema import TrainConfig
 from visuomotor.data.batches import BatchSource
 from visuomotor.data.cache import TrainingCache, load_cache
 from visuomotor.data.describe import describe
+from visuomotor.data.errors import DataError
 from visuomotor.data.store import DemoStore
+from visuomotor.data.texts import encode_texts
 from visuomotor.data.windows import WindowTable, split_episodes, window_table
+from visuomotor.policies.encoders.config import ObservationConfig
 from visuomotor.policies.spec import PolicySpec
 
-__all__ = ["TrainingData", "load_training_data"]
+__all__ = ["TrainingData", "load_training_data", "make_source", "text_tables"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class TrainingData:
 
     spec: PolicySpec
     cache: TrainingCache
+    texts: dict[str, Tensor]  # {key: [E, L]} uint8
     train_episodes: np.ndarray
     source: BatchSource
     validation: BatchSource | None
@@ -45,22 +51,22 @@ def load_training_data(config: TrainConfig, accelerator: Accelerator, console: C
     """
     with DemoStore.open(config.data.path) as store:
         spec = make_spec(config, store)
-        keys = [*spec.obs, spec.action_key]
+        keys = [*config.obs.store_keys, spec.action_key]
 
         def progress(key: str, done: int, rows: int) -> None:
             if done == rows:
                 console.print(f"cached {key}: {rows} steps", highlight=False)
 
         cache = load_cache(store, keys, config.data.cache, accelerator.device, progress)
+        texts = text_tables(config.obs, store)
         document = describe(store)
     train_episodes, val_episodes = split_episodes(len(cache.episode_ends), config.data.val_fraction, config.seed)
     table = window_table(cache.episode_ends, config.window, train_episodes.tolist())
     val_table = _validation_table(cache, config, val_episodes)
 
     def source(t: WindowTable, rank: int, world_size: int) -> BatchSource:
-        return BatchSource(
-            cache, t, obs_keys=list(spec.obs), action_key=spec.action_key, n_obs=config.window.n_obs,
-            horizon=config.window.horizon, batch_size=config.train.batch_size, seed=config.seed, rank=rank,
+        return make_source(
+            config.obs, spec, cache, texts, t, batch_size=config.train.batch_size, seed=config.seed, rank=rank,
             world_size=world_size,
         )  # fmt: skip
 
@@ -71,7 +77,7 @@ def load_training_data(config: TrainConfig, accelerator: Accelerator, console: C
         "n_train_episodes": len(train_episodes),
         "n_val_episodes": len(val_episodes),
         "skipped_episodes": skipped,
-        "signature": _signature(cache, document, keys),
+        "signature": _signature(cache, document, keys, texts),
         "cache": {"placement": cache.placement, "bytes": cache.nbytes, "reason": cache.reason},
     }
     console.print(
@@ -84,15 +90,41 @@ def load_training_data(config: TrainConfig, accelerator: Accelerator, console: C
     if skipped:
         console.print(f"[yellow]{len(skipped)} episodes are too short for a window, left out: {skipped[:20]}[/yellow]")
     return TrainingData(
-        spec, cache, train_episodes, source(table, accelerator.process_index, accelerator.num_processes),
+        spec, cache, texts, train_episodes, source(table, accelerator.process_index, accelerator.num_processes),
         source(val_table, 0, 1) if val_table else None, document,
     )  # fmt: skip
 
 
-def _signature(cache: TrainingCache, document: dict[str, Any], keys: Sequence[str]) -> str:
-    """Tells datasets apart by what they hold, wherever they lie: episode ends and the statistics of the used arrays."""
+def text_tables(obs: ObservationConfig, store: DemoStore) -> dict[str, Tensor]:
+    """The text of every episode as bytes: ``{key: [E, L]}`` uint8.
+
+    Raises:
+        DataError: a text that is too long.
+    """
+    columns = store.episode_columns if obs.text.keys else {}
+    try:
+        return {k: torch.from_numpy(encode_texts(columns[k], obs.text.length)) for k in obs.text.keys}
+    except DataError as e:
+        raise DataError(f"{store.path}, meta: {e}; obs.text.length sets the limit") from None
+
+
+def make_source(
+    obs: ObservationConfig, spec: PolicySpec, cache: TrainingCache, texts: Mapping[str, Tensor], table: WindowTable, *,
+    batch_size: int, seed: int, rank: int = 0, world_size: int = 1,
+) -> BatchSource:  # fmt: skip
+    """Batches of what a policy with the settings ``obs`` sees."""
+    return BatchSource(
+        cache, table, obs_keys=obs.step_keys, action_key=spec.action_key, n_obs=spec.window.n_obs,
+        horizon=spec.window.horizon, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size,
+        goal_keys=obs.goal.keys, goal_strategy=obs.goal.strategy, episode_tables=texts,
+    )  # fmt: skip
+
+
+def _signature(cache: TrainingCache, document: dict[str, Any], keys: Sequence[str], texts: Mapping[str, Tensor]) -> str:
+    """Tells datasets apart by what they hold, wherever they lie: episode ends, texts and statistics of used arrays."""
     stats = json.dumps({k: document["keys"][k].get("stats") for k in keys}, sort_keys=True)
-    return hashlib.sha256(cache.episode_ends.tobytes() + stats.encode()).hexdigest()[:16]
+    written = b"".join(texts[k].numpy().tobytes() for k in sorted(texts))
+    return hashlib.sha256(cache.episode_ends.tobytes() + stats.encode() + written).hexdigest()[:16]
 
 
 def _validation_table(cache: TrainingCache, config: TrainConfig, episodes: np.ndarray) -> WindowTable | None:

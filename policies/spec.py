@@ -71,7 +71,7 @@ class PolicySpec:
             CheckpointError: naming the first observation, shape, unit or rate that differs.
         """
         for key, mine in self.obs.items():
-            if key in self.constant_keys:
+            if key in self.constant_keys and key not in obs:
                 continue
             if key not in obs:
                 raise CheckpointError(f"the policy observes {key!r}, which {source} does not have. {nearest(key, obs)}")

@@ -101,7 +101,7 @@ class ObservationEncoder(nn.Module):
         Raises:
             ConfigError: the policy has neither goal nor text, or never saw them hidden in training.
         """
-        self._check_hideable()
+        self.check_hideable()
         n = self._hidden_dim
         all_rows = torch.ones(len(seen.features), dtype=torch.bool, device=seen.features.device)
         rows = (all_rows if hidden is None else hidden)[:, None, None]
@@ -119,10 +119,15 @@ class ObservationEncoder(nn.Module):
         Raises:
             ConfigError: the policy has neither goal nor text, or never saw them hidden in training.
         """
-        self._check_hideable()
+        self.check_hideable()
         return self.hide_goal(self(obs, normalizer))
 
-    def _check_hideable(self) -> None:
+    def check_hideable(self) -> None:
+        """Refuse to go without goal and texts.
+
+        Raises:
+            ConfigError: the policy has neither goal nor text, or never saw them hidden in training.
+        """
         if not self.config.constant_keys:
             raise ConfigError("this policy has neither a goal nor a text: there is nothing to guide it towards")
         if not self.config.goal.dropout:

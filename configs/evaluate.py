@@ -21,6 +21,7 @@ from visuomotor.configs.schema import EvalConfig, RolloutConfig
 from visuomotor.data.batches import BatchSource
 from visuomotor.data.cache import CacheConfig, load_cache
 from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.data.parts import PartConfig
 from visuomotor.data.store import DemoStore
 from visuomotor.data.windows import split_episodes, window_table
 from visuomotor.envs.registry import get_task
@@ -136,6 +137,8 @@ def _open_loop(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> di
     spec = loaded.policy.spec
     assert config.data is not None
     with DemoStore.open(config.data) as store:
+        for name, part in loaded.checkpoint.document("config")["config"]["data"].get("parts", {}).items():
+            store.add_part(name, PartConfig(**part))
         store.require([*spec.obs, spec.action_key])
         action = store.specs[spec.action_key]
         spec.check_source(store.specs, action, store.fps, source=f"the store {store.path}")

@@ -13,6 +13,7 @@ from visuomotor.data.actions import ActionConfig
 from visuomotor.data.cache import CacheConfig
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.normalize import KeyNorm
+from visuomotor.data.parts import PartConfig
 from visuomotor.data.windows import WindowConfig
 from visuomotor.envs.registry import get_task, task_names
 from visuomotor.policies.base import BackboneConfig, HeadConfig
@@ -35,12 +36,14 @@ class DataConfig:
         path: Zarr store: a folder, or a ``.zarr.zip``.
         fps: steps per second [Hz] where the store does not say; must agree where it does.
         val_fraction: share of the episodes that is held out for the validation loss; 0 trains on all.
+        parts: arrays to make of components of others, where the store has none of that name.
         cache: where the flat training arrays live.
     """
 
     path: str = MISSING
     fps: float | None = None
     val_fraction: float = 0.05
+    parts: dict[str, PartConfig] = field(default_factory=dict)
     cache: CacheConfig = field(default_factory=CacheConfig)
 
 

@@ -50,6 +50,8 @@ def load_training_data(config: TrainConfig, accelerator: Accelerator, console: C
         ConfigError: settings that contradict the data.
     """
     with DemoStore.open(config.data.path) as store:
+        for name, part in config.data.parts.items():
+            store.add_part(name, part)
         spec = make_spec(config, store)
         keys = [*config.obs.store_keys, spec.action_key]
 

@@ -15,6 +15,7 @@ from visuomotor.data.chunks import Region, chunk_rows, episodes_at, find_damage,
 from visuomotor.data.errors import DataError, nearest
 from visuomotor.data.journal import JournalEntry, read_journal
 from visuomotor.data.layout import ENDS, Root, infer_spec, open_array, open_root, read_attributes
+from visuomotor.data.parts import PartConfig, part_spec
 from visuomotor.data.spec import ArraySpec
 
 __all__ = ["StoreReader"]
@@ -45,6 +46,7 @@ class StoreReader:
         self.fps, declared = read_attributes(root)
         self.ours = bool(declared)
         self.specs: dict[str, ArraySpec] = {}
+        self._parts: dict[str, PartConfig] = {}
         self.unusable: dict[str, str] = {}
         self._read_specs(declared)
         for _ in range(_PATIENCE):
@@ -176,6 +178,12 @@ class StoreReader:
             if key not in self.specs:
                 raise DataError(f"{self.path} has no array {key!r}. {nearest(key, self.specs)}")
 
+    def add_part(self, name: str, part: PartConfig) -> None:
+        """Read components of another array as the array ``name``; one that the store has itself is left alone."""
+        if name not in self.specs:
+            self.specs[name] = part_spec(name, part, self.specs)
+            self._parts[name] = part
+
     def fingerprint(self, keys: Iterable[str]) -> str:
         """Hash of what the store holds for ``keys``: specs, episode ends, and path, size and mtime of every chunk file.
 
@@ -193,6 +201,9 @@ class StoreReader:
             "ends": self.episode_ends.tolist(),
         }
         digest.update(json.dumps(header, sort_keys=True).encode())
+        for key in set(keys) & set(self._parts):
+            digest.update(f"{key}\0{self._parts[key].key}\0{self._parts[key].dims}\n".encode())
+        keys = sorted({self._parts[k].key if k in self._parts else k for k in keys})
         for name in (*(f"data/{k}" for k in keys), f"meta/{ENDS}"):
             for file in list_files(self.root, name):
                 if file.size == 0:
@@ -218,6 +229,8 @@ class StoreReader:
         self._check_open()
         if not 0 <= start <= stop <= self.n_steps:
             raise DataError(f"steps {start} to {stop} of {key!r}: expected a range within 0 to {self.n_steps}")
+        if key in self._parts:
+            return np.ascontiguousarray(self.read(self._parts[key].key, start, stop)[:, self._parts[key].dims])
         split = min(max(start, self.n_array_steps), stop)
         parts = [np.empty((0, *self.specs[key].shape), self.specs[key].dtype)] if start == stop else []
         if start < split:
@@ -293,7 +306,8 @@ class StoreReader:
         decoded once.
         """
         self.require([key])
-        spec, rows = self.specs[key], chunk_rows(self.arrays[key])
+        whole = self._parts[key].key if key in self._parts else key
+        spec, rows = self.specs[whole], chunk_rows(self.arrays[whole])
         row_bytes = max(1, spec.size * np.dtype(spec.dtype).itemsize)
         rows *= max(1, block_bytes // (rows * row_bytes))
         for start in range(0, self.n_steps, rows):

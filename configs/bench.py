@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rich.console import Console
 
 from visuomotor.configs.bench_table import Row, render, replace_block
 from visuomotor.configs.build import load_policy, set_threads
-from visuomotor.configs.compose import parse_plain
+from visuomotor.configs.compose import compose_train, parse_plain
 from visuomotor.configs.registry import backbones, heads
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.registry import task_names
@@ -37,13 +37,14 @@ _STOPPED = 130
 class BenchConfig:
     """``visuomotor bench <task>``: train every head for the same time and test them on the same seeds.
 
+    Any setting of ``visuomotor train`` may be given too, and holds for all.
+
     Attributes:
         data: the demonstrations.
         policies: heads, each as ``<head>`` or ``<head>/<backbone>``; empty for all that are registered.
         backbone: network of the heads that name none.
         minutes: training time of each [min]. A short trial measures the speed; the schedule then fits that time.
         episodes: test seeds, the same for all.
-        settings: further settings of ``visuomotor train``, for all of them.
         seed: of every training.
         threads: CPU threads; null takes one a core.
         parallel: trainings side by side; give each its share of the cores by threads.
@@ -56,7 +57,6 @@ class BenchConfig:
     backbone: str = "mlp"
     minutes: float = 5.0
     episodes: int = 100
-    settings: list[str] = field(default_factory=list)
     seed: int = 0
     threads: int | None = None
     parallel: int = 1
@@ -86,14 +86,13 @@ def main(words: Sequence[str]) -> int:
     task, *rest = words
     if task not in task_names():
         raise ConfigError(f"unknown task {task!r}. {nearest(task, task_names())}")
-    config = parse_plain(BenchConfig, rest)
+    config, settings = _split(task, rest)
     if config.table is not None:
         replace_block(Path(config.table), task, None)  # refuses a file without the place, before hours of work
     out = Path(config.out or f"runs/bench_{task}").expanduser()
-    _check_same_bench(out, config)
+    _check_same_bench(out, config, settings)
     set_threads(config.threads)
-    console = Console()
-    entries = [_Entry(task, head, backbone, config, out, console) for head, backbone in config.entries()]
+    entries = [_Entry(task, head, backbone, config, settings, out) for head, backbone in config.entries()]
     finished = _train_all(entries, config.parallel)
     rows = [e.row() for e in entries if e.finished]  # latencies are measured when nothing trains beside them
     text = render(rows, minutes=config.minutes, episodes=config.episodes)
@@ -101,10 +100,20 @@ def main(words: Sequence[str]) -> int:
     (out / "table.json").write_text(json.dumps([r.to_dict() for r in rows], indent=1))
     if config.table is not None:
         replace_block(Path(config.table), task, text)
+    console = Console()
     console.print(text, highlight=False, soft_wrap=True, markup=False)
     if not finished:
         console.print(f"stopped; the same command goes on in {out}", highlight=False, soft_wrap=True)
     return 0 if finished else _STOPPED
+
+
+def _split(task: str, words: Sequence[str]) -> tuple[BenchConfig, list[str]]:
+    """The bench's own settings, and those of ``visuomotor train``, which are tried out at once."""
+    own = {f.name for f in fields(BenchConfig)}
+    settings = [w for w in words if w.partition("=")[0] not in own]
+    config = parse_plain(BenchConfig, [w for w in words if w not in settings])
+    compose_train([f"task={task}", f"data={config.data}", *settings])
+    return config, settings
 
 
 def _train_all(entries: Sequence[_Entry], parallel: int) -> bool:
@@ -118,9 +127,10 @@ def _train_all(entries: Sequence[_Entry], parallel: int) -> bool:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _check_same_bench(out: Path, config: BenchConfig) -> None:
+def _check_same_bench(out: Path, config: BenchConfig, settings: list[str]) -> None:
     """A folder holds one bench: rows under other budgets or seeds must not be mixed."""
-    same = {k: getattr(config, k) for k in ("data", "minutes", "episodes", "settings", "seed", "threads", "parallel")}
+    names = ("data", "minutes", "episodes", "seed", "threads", "parallel")
+    same = {**{k: getattr(config, k) for k in names}, "settings": settings}
     saved = out / "bench.json"
     if saved.exists():
         before = json.loads(saved.read_text())
@@ -137,9 +147,11 @@ def _check_same_bench(out: Path, config: BenchConfig) -> None:
 class _Entry:
     """One row: trial, training, evaluation and latency, each done once and found again after an interruption."""
 
-    def __init__(self, task: str, head: str, backbone: str, config: BenchConfig, out: Path, console: Console) -> None:
+    def __init__(
+        self, task: str, head: str, backbone: str, config: BenchConfig, settings: list[str], out: Path
+    ) -> None:
         self._task, self._head, self._backbone = task, head, backbone
-        self._config, self._console = config, console
+        self._config, self._settings = config, settings
         self._dir = out / f"{head}_{backbone}"
         self._run, self._refused = self._dir / "run", self._dir / "refused.txt"
         self._final = self._run / "eval" / "final.json"
@@ -186,7 +198,7 @@ class _Entry:
         """Steps that fit the budget, from a short trial; None if it was interrupted or refused."""
         path, trial = self._dir / "plan.json", self._dir / "trial"
         if not path.exists():
-            self._console.print(f"{self._head}/{self._backbone}: measuring the speed", highlight=False)
+            print(f"{self._head}/{self._backbone}: measuring the speed", flush=True)
             shutil.rmtree(trial, ignore_errors=True)
             words = self._words(trial, _TRIAL_STEPS, save_every=0)
             status = self._visuomotor(*words, "eval.episodes=0", "train.log_every=20")
@@ -204,7 +216,7 @@ class _Entry:
         return [
             "train", f"task={self._task}", f"policy={self._head}", f"backbone={self._backbone}", f"data={c.data}",
             f"run_dir={run}", f"seed={c.seed}", f"train.steps={steps}", "train.eval_every=0", "train.val_every=0",
-            f"train.save_every={save_every}", *own, *c.settings,
+            f"train.save_every={save_every}", *own, *self._settings,
         ]  # fmt: skip
 
     def _visuomotor(self, *words: str) -> int:

@@ -43,6 +43,7 @@ visuomotor bench: every head under the same training budget, tested on the same 
 
   visuomotor bench pusht data=pusht.zarr                            all heads, 5 minutes each
   visuomotor bench pusht data=pusht.zarr policies=[flow,act/transformer] minutes=15
+  visuomotor bench pusht data=pusht.zarr backbone=dit train.batch_size=512      settings of visuomotor train, for all
   visuomotor bench pusht data=pusht.zarr table=docs/benchmarks.md   also keeps the table in a Markdown file
 
 The same command goes on with a bench that was stopped.

@@ -60,6 +60,11 @@ def test_an_unknown_task_is_refused(capsys):
     assert "Did you mean 'pusht'" in capsys.readouterr().err
 
 
+def test_settings_of_training_are_tried_before_anything_runs(tmp_path, capsys):
+    assert visuomotor(["bench", "pusht", "data=x", f"out={tmp_path}", "train.batch_sise=16"]) == 2
+    assert "Did you mean 'train.batch_size'" in capsys.readouterr().err
+
+
 def test_entries_name_head_and_backbone():
     config = BenchConfig(data="x", policies=["diffusion", "diffusion/unet"], backbone="mlp")
     assert config.entries() == [("diffusion", "mlp"), ("diffusion", "unet")]
@@ -71,7 +76,7 @@ def test_a_bench_goes_on_where_it_was(tmp_path):
     if not DATA.exists():
         pytest.skip(f"the Push-T demonstrations are not at {DATA}")
     out = tmp_path / "bench"
-    words = ["pusht", f"data={DATA}", "minutes=0.02", "episodes=2", f"out={out}", "settings=[train.batch_size=16]"]
+    words = ["pusht", f"data={DATA}", "minutes=0.02", "episodes=2", f"out={out}", "train.batch_size=16"]
     assert main([*words, "policies=[diffusion]"]) == 0
     first = (out / "diffusion_mlp" / "run" / "eval" / "final.json").stat().st_mtime_ns
     assert main([*words, "policies=[diffusion,mip]"]) == 0

@@ -14,7 +14,7 @@ from visuomotor.data.cache import TrainingCache
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.windows import WindowTable
 
-__all__ = ["GOAL_STRATEGIES", "Batch", "BatchSource", "goal_key"]
+__all__ = ["GOAL_STRATEGIES", "Batch", "BatchSource", "goal_key", "is_goal"]
 
 GOAL_STRATEGIES = ("final", "future")
 _GOLDEN = 0.6180339887498949  # fractional parts of its multiples fill [0, 1) evenly
@@ -23,6 +23,11 @@ _GOLDEN = 0.6180339887498949  # fractional parts of its multiples fill [0, 1) ev
 def goal_key(key: str) -> str:
     """Name under which a batch and a policy hold the goal that ``key`` shall reach."""
     return f"goal/{key}"
+
+
+def is_goal(key: str) -> bool:
+    """Whether ``key`` is a name that :func:`goal_key` gave."""
+    return key.startswith("goal/")
 
 
 @dataclass(frozen=True)

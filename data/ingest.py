@@ -5,7 +5,7 @@ Imports without torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from visuomotor.data.errors import DataError
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
 
-__all__ = ["FORMAT_VERSION", "ArrayPlan", "plan_array", "read_blocks"]
+__all__ = ["FORMAT_VERSION", "ArrayPlan", "plan_array", "read_blocks", "read_steps"]
 
 FORMAT_VERSION = 1  # of the flat arrays; count up when the same store would be written differently
 _BLOCK_BYTES = 64 << 20
@@ -75,18 +75,32 @@ def read_blocks(store: DemoStore, plan: ArrayPlan) -> Iterator[tuple[int, NDArra
     """
     gain = _image_gain(store, plan.key) if plan.kind == "float_image" else 1
     for start, block in store.iter_blocks(plan.key, _BLOCK_BYTES):
-        if plan.kind == "image":
-            yield start, np.ascontiguousarray(block)
-            continue
-        with np.errstate(over="ignore"):  # what overflows float32 is reported as infinite
-            values = np.ascontiguousarray(block, np.float32)
-        flat, good = (values, _is_finite(values)) if plan.kind == "number" else _to_uint8(values, gain)
-        if not good:
-            _refuse(store, plan, start, values, ~np.isfinite(values), "expected a finite float32")
-            wrong = (values < 0) | (values * gain > 255) | ((gain == 1) & (values != np.rint(values)))
-            convention = "whole numbers 0..255" if gain == 1 else "0..1"
-            _refuse(store, plan, start, values, wrong, f"expected pixels in {convention}, as in the rows before")
-        yield start, flat
+        yield start, _convert(store, plan, start, block, gain)
+
+
+def _convert(store: DemoStore, plan: ArrayPlan, start: int, block: NDArray[Any], gain: int) -> NDArray[Any]:
+    """Verified rows of the flat array from the stored rows ``block [n, ...]`` that begin at row ``start``."""
+    if plan.kind == "image":
+        return np.ascontiguousarray(block)
+    with np.errstate(over="ignore"):  # what overflows float32 is reported as infinite
+        values = np.ascontiguousarray(block, np.float32)
+    flat, good = (values, _is_finite(values)) if plan.kind == "number" else _to_uint8(values, gain)
+    if not good:
+        _refuse(store, plan, start, values, ~np.isfinite(values), "expected a finite float32")
+        wrong = (values < 0) | (values * gain > 255) | ((gain == 1) & (values != np.rint(values)))
+        convention = "whole numbers 0..255" if gain == 1 else "0..1"
+        _refuse(store, plan, start, values, wrong, f"expected pixels in {convention}, as in the rows before")
+    return flat
+
+
+def read_steps(store: DemoStore, plan: ArrayPlan, rows: Iterable[int]) -> NDArray[Any]:
+    """Single rows in the form that :func:`read_blocks` gives, ``[n, ...]``. Meant for few: each is a chunk to decode.
+
+    Raises:
+        DataError: as :func:`read_blocks`.
+    """
+    gain = _image_gain(store, plan.key) if plan.kind == "float_image" else 1
+    return np.concatenate([_convert(store, plan, row, store.read(plan.key, row, row + 1), gain) for row in rows])
 
 
 def _is_finite(values: NDArray[np.float32]) -> bool:

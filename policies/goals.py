@@ -12,15 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from visuomotor.data.batches import goal_key
+from visuomotor.data.batches import goal_key, is_goal
 from visuomotor.data.errors import ConfigError, DataError, nearest
+from visuomotor.data.ingest import plan_array, read_steps
+from visuomotor.data.store import DemoStore
 from visuomotor.data.texts import encode_texts
 from visuomotor.envs.base import Obs, Step, VecEnv
 from visuomotor.policies.draws import mix_seed
 from visuomotor.policies.spec import PolicySpec
 
-__all__ = ["GoalEnv", "GoalTable"]
+__all__ = ["GoalEnv", "GoalTable", "load_goals"]
 
+_MOST = 256
 _GOAL_STREAM = 0x60A1  # so that goals are not drawn from the numbers that the noise is drawn from
 
 
@@ -39,13 +42,25 @@ class GoalTable:
         return len(next(iter(self.values.values())))
 
     @classmethod
-    def from_demonstrations(
-        cls, arrays: Mapping[str, Tensor], episode_ends: NDArray[np.int64], texts: Mapping[str, Tensor]
-    ) -> GoalTable:
-        """The last step of every episode of ``arrays {key: [T, ...]}``, with the episode's texts ``{key: [E, L]}``."""
-        last = torch.from_numpy(np.asarray(episode_ends, np.int64) - 1)
-        goals = {goal_key(k): v[last.to(v.device)].cpu() for k, v in arrays.items()}
-        return cls(goals | dict(texts))
+    def from_store(cls, store: DemoStore, spec: PolicySpec, *, texts: bool = True) -> GoalTable:
+        """The last step of up to 256 episodes, evenly spaced, with their ``texts`` if wanted.
+
+        Raises:
+            DataError: the store lacks an array or column, or has it in another shape or type.
+        """
+        last = [int(end) - 1 for end in store.episode_ends]
+        chosen = np.unique(np.linspace(0, len(last) - 1, min(len(last), _MOST)).astype(int))
+        values: dict[str, Tensor] = {}
+        for key in sorted(spec.constant_keys):
+            if not is_goal(key):
+                if texts:
+                    values[key] = _column(store, key, chosen, spec.obs[key].shape[0])
+                continue
+            name = key.removeprefix("goal/")
+            store.require([name])
+            rows = read_steps(store, plan_array(name, store.specs[name], store.n_steps), [last[e] for e in chosen])
+            values[key] = _conform(key, rows, spec, store.path)
+        return cls(values)
 
     @classmethod
     def from_npz(cls, path: str | Path, spec: PolicySpec) -> GoalTable:
@@ -60,7 +75,7 @@ class GoalTable:
         except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as e:
             raise DataError(f"{path} cannot be read as an npz file of arrays: {e}") from None
         values = {}
-        for key in sorted(k for k in spec.constant_keys if k.startswith("goal/")):
+        for key in sorted(k for k in spec.constant_keys if is_goal(k)):
             if key not in given:
                 raise DataError(f"{path} has no goal {key!r}. {nearest(key, given)}")
             values[key] = _conform(key, given[key], spec, path)
@@ -73,7 +88,7 @@ class GoalTable:
             ConfigError: the policy reads no text.
             DataError: a text that is too long.
         """
-        keys = [k for k in spec.constant_keys if not k.startswith("goal/")]
+        keys = [k for k in spec.constant_keys if not is_goal(k)]
         if not keys:
             raise ConfigError(f"the policy reads no text, but was given {text!r}")
         n = len(self) if self.values else 1
@@ -84,6 +99,37 @@ class GoalTable:
     def rows(self, seeds: Sequence[int]) -> Tensor:
         """Row of each episode, int64 ``[N]``, as a function of the episode's seed."""
         return torch.tensor([mix_seed(seed, _GOAL_STREAM) % len(self) for seed in seeds])
+
+
+def load_goals(spec: PolicySpec, source: str | Path, text: str | None = None) -> GoalTable | None:
+    """Goals and texts for a policy; None if it reads neither.
+
+    Args:
+        spec: of the policy.
+        source: a store of demonstrations, or an ``.npz`` file (see :meth:`GoalTable.from_npz`).
+        text: the text for every episode instead of those in the store.
+
+    Raises:
+        DataError: nothing usable is at ``source``.
+        ConfigError: a text for a policy that reads none.
+    """
+    if not spec.constant_keys and text is None:
+        return None
+    if all(not is_goal(k) for k in spec.constant_keys) and text is not None:
+        return GoalTable({}).with_text(text, spec)
+    if Path(source).suffix == ".npz":
+        table = GoalTable.from_npz(source, spec)
+    else:
+        with DemoStore.open(source) as store:
+            table = GoalTable.from_store(store, spec, texts=text is None)
+    return table if text is None else table.with_text(text, spec)
+
+
+def _column(store: DemoStore, name: str, episodes: NDArray[np.int64], length: int) -> Tensor:
+    columns = store.episode_columns
+    if name not in columns:
+        raise DataError(f"{store.path} has no column meta/{name}. {nearest(name, columns)}")
+    return torch.from_numpy(encode_texts([columns[name][e] for e in episodes], length))
 
 
 def _text(text: str, length: int) -> Tensor:

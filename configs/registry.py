@@ -21,6 +21,7 @@ from visuomotor.policies.heads.energy import EnergyConfig, EnergyHead
 from visuomotor.policies.heads.flow import FlowConfig, FlowHead
 from visuomotor.policies.heads.gaussian import GaussianConfig, GaussianHead
 from visuomotor.policies.heads.gmm import GMMConfig, GMMHead
+from visuomotor.policies.heads.meanflow import MeanFlowConfig, MeanFlowHead
 from visuomotor.policies.heads.mip import MIPConfig, MIPHead
 from visuomotor.policies.heads.regression import RegressionConfig, RegressionHead
 from visuomotor.policies.nets.dit import DiT, DiTConfig
@@ -56,6 +57,7 @@ _HEADS = {
     "flow": HeadEntry(FlowConfig, FlowHead),
     "gaussian": HeadEntry(GaussianConfig, GaussianHead),
     "gmm": HeadEntry(GMMConfig, GMMHead),
+    "meanflow": HeadEntry(MeanFlowConfig, MeanFlowHead),
     "mip": HeadEntry(MIPConfig, MIPHead),
     "regression": HeadEntry(RegressionConfig, RegressionHead),
 }

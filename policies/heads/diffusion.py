@@ -93,8 +93,8 @@ class DiffusionHead(IterativeHead):
         c = self.config
         self.config = c = replace(
             c,
-            solver=solver or c.solver,
-            sample_steps=steps or c.sample_steps,
+            solver=c.solver if solver is None else solver,
+            sample_steps=c.sample_steps if steps is None else steps,
             eta=c.eta if solver in (None, c.solver) else 0.0,
         )
         found = solver_steps(

@@ -114,7 +114,7 @@ class OdeHead(IterativeHead):
         self._steps = list(steps)
         self._levels = [self._level(s) for step in steps for s in step.levels]
         self._times = torch.tensor([level.t for level in self._levels])
-        # Evaluation that each step begins with: a warm start can only begin there.
+        # The evaluation that each step begins with.
         self._entries = [0, *accumulate(len(step.levels) for step in steps[:-1])]
 
     @abstractmethod
@@ -133,12 +133,6 @@ class OdeHead(IterativeHead):
         self, net: NetFn, noise: Tensor, *, guide: Guide | None = None, start: WarmStart | None = None
     ) -> Tensor:
         first, x = self._begin(noise[:, 0], start)
-        if first not in self._entries:
-            n = len(self._levels)
-            raise ConfigError(
-                f"a warm start of {n - first} network evaluations would begin within a step of the solver: "
-                f"expected one of {', '.join(str(n - e) for e in reversed(self._entries))}"
-            )
         evaluations = zip(net.at(self._times[first:]), self._levels[first:], strict=True)
         used = 1
         for i, step in enumerate(self._steps[self._entries.index(first) :]):
@@ -148,6 +142,13 @@ class OdeHead(IterativeHead):
             now = islice(evaluations, len(step.levels))
             x = advance(step, x, [partial(self._evaluate, net_at_t, level, guide) for net_at_t, level in now])
         return x
+
+    def _begin(self, noise: Tensor, start: WarmStart | None) -> tuple[int, Tensor]:
+        """A warm start in the midst of a step makes the whole step."""
+        n = len(self._levels)
+        if start is not None and 1 <= start.steps <= n:
+            start = start._replace(steps=n - max(e for e in self._entries if e <= n - start.steps))
+        return super()._begin(noise, start)
 
     def _evaluate(self, net_at_t: Callable[[Tensor], Tensor], level: Level, guide: Guide | None, x: Tensor) -> Tensor:
         estimate = partial(self.estimate, net_at_t, level)

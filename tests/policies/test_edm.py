@@ -27,14 +27,24 @@ def _sigma(t):
     return (4 * t).exp().view(-1, 1, 1)
 
 
+def _spy(seen, function):
+    """``function(x)`` as a net that notes what it is asked."""
+
+    def net(x, t):
+        seen.append((x, t))
+        return function(x)
+
+    return net
+
+
 def test_preconditioning_by_hand(function_net):
     # sigma_data = 0.5, sigma = 1: c_skip = 0.25 / 1.25, c_out = 0.5 / sqrt(1.25), c_in = 1 / sqrt(1.25), c_noise = 0.
     head = _head(sigma_data=0.5, clip=None)
     clean = head.clean_estimate(torch.tensor(3.0), torch.tensor(2.0), Level(0.0, 1.0, 1.0))
     assert float(clean) == pytest.approx(0.2 * 2 + 0.5 / 1.25**0.5 * 3)
-    seen = []
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     one = _head(sigma_data=0.5, clip=None, sigma_max=1.0, sample_steps=1)
-    one.sample(function_net(lambda x, t: seen.append((x, t)) or x), torch.full((1, 1, 4, 2), 2.0))
+    one.sample(function_net(_spy(seen, lambda x: x)), torch.full((1, 1, 4, 2), 2.0))
     assert torch.allclose(seen[0][0], torch.full((1, 4, 2), 2 / 1.25**0.5))
     assert float(seen[0][1]) == 0.0
 
@@ -43,8 +53,8 @@ def test_preconditioning_by_hand(function_net):
 @pytest.mark.parametrize("distribution", ["log_normal", "log_logistic"])
 def test_input_and_target_of_the_net_have_unit_variance_at_every_level(data, distribution, function_net):
     head = _head(sigma_data=data, distribution=distribution)
-    seen = []
-    net = function_net(lambda x, t: seen.append((x, t)) or torch.zeros_like(x))  # so the loss is the target squared
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    net = function_net(_spy(seen, torch.zeros_like))  # so the loss is the target squared
     action = data * torch.randn(6000, 4, 2, generator=torch.Generator().manual_seed(0))
     target_power = head.loss(net, action, Draws(0)).mean(-1)
     x, t = seen[0]
@@ -152,9 +162,9 @@ def test_a_whole_run_equals_diffusers_edm(n, function_net):
 def test_training_levels_follow_their_distribution_within_the_range(stratified, function_net):
     for distribution, quartile in (("log_normal", 0.6744898), ("log_logistic", math.log(3.0))):
         head = _head(distribution=distribution, p_mean=-1.0, p_std=0.5, stratified=stratified, sigma_data=0.5)
-        seen = []
-        head.loss(function_net(lambda x, t: seen.append(t) or x), torch.zeros(8000, 1, 1), Draws(0))  # noqa: B023
-        log_sigma = 4 * seen[0]
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        head.loss(function_net(_spy(seen, lambda x: x)), torch.zeros(8000, 1, 1), Draws(0))
+        log_sigma = 4 * seen[0][1]
         assert float(log_sigma.median()) == pytest.approx(-1.0, abs=0.03)
         assert float(log_sigma.quantile(0.75)) == pytest.approx(-1.0 + 0.5 * quartile, abs=0.03)
         assert math.log(0.005) <= float(log_sigma.min()) <= float(log_sigma.max()) <= math.log(10.0)

@@ -21,6 +21,16 @@ def _head(**settings) -> FlowHead:
     return FlowHead(FlowConfig(**settings), SIZES)
 
 
+def _spy(seen, function):
+    """``function(x)`` as a net that notes what it is asked."""
+
+    def net(x, t):
+        seen.append((x, t))
+        return function(x)
+
+    return net
+
+
 def test_the_loss_by_hand(function_net):
     # A net of zeros is wrong by the whole target: the clean chunk, or noise - clean.
     zero = function_net(lambda x, t: torch.zeros_like(x))
@@ -43,8 +53,8 @@ def _drawn(n, action):
 
 
 def test_the_net_sees_the_straight_path(function_net):
-    seen = []
-    net = function_net(lambda x, t: seen.append((x, t)) or x)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    net = function_net(_spy(seen, lambda x: x))
     action = torch.full((3, 4, 2), 2.0)
     _head().loss(net, action, Draws(0))
     t, noise = _drawn(3, action)
@@ -94,17 +104,13 @@ def test_a_gaussian_target_is_sampled_with_its_mean_and_spread(prediction, solve
 
 def test_one_euler_step_by_hand(function_net):
     noise = torch.full((1, 1, 4, 2), 0.5)
-    asked = []
-
-    def net(x, t):
-        asked.append(float(t[0]))
-        return 0.2 * x
-
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    net = _spy(seen, lambda x: 0.2 * x)
     one = _head(prediction="velocity", sample_steps=1).sample(function_net(net), noise)
     assert torch.allclose(one, torch.full_like(one, 0.4))  # 0.5 - 1 * 0.2 * 0.5
     two = _head(prediction="velocity", sample_steps=2).sample(function_net(net), noise)
     assert torch.allclose(two, torch.full_like(two, 0.405))  # 0.5 * (1 - 0.5 * 0.2)^2
-    assert asked == [1.0, 1.0, 0.5]
+    assert [float(t) for _, t in seen] == [1.0, 1.0, 0.5]
 
 
 @pytest.mark.parametrize("n", [1, 4, 10, 100])

@@ -49,10 +49,14 @@ def _textbook(solver, x, s, end):
     return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + f(x + h * k3, end))
 
 
+def _estimates(clean, step):
+    return [lambda x, s=s: clean(x, s) for s in step.levels]
+
+
 def _run(solver, grid, x, clean):
     for a, b in pairwise(grid):
         step = solver_step(solver, a, b)
-        x = advance(step, x, [lambda y, s=s: clean(y, s) for s in step.levels])
+        x = advance(step, x, _estimates(clean, step))
     return x
 
 
@@ -67,7 +71,7 @@ def test_one_euler_step_by_hand():
 def test_a_step_equals_the_textbook(solver):
     x = torch.linspace(-2, 2, 7, dtype=torch.float64)
     step = solver_step(solver, 0.8, 0.3)
-    ours = advance(step, x, [lambda y, s=s: _clean(y, s) for s in step.levels])
+    ours = advance(step, x, _estimates(_clean, step))
     assert torch.allclose(ours, _textbook(solver, x, 0.8, 0.3), rtol=1e-12, atol=1e-12)
 
 
@@ -186,14 +190,25 @@ def test_a_warm_start_makes_the_last_evaluations_from_its_own_level(function_net
         assert torch.allclose(out, chunk, atol=1e-6)
 
 
-def test_a_warm_start_begins_with_a_step_of_the_solver(function_net):
-    net, noise = function_net(lambda x, t: x), torch.zeros(1, 1, 2, 1)
+def test_a_warm_start_in_the_midst_of_a_step_makes_the_whole_step(function_net):
+    noise = torch.randn(1, 1, 2, 1, generator=torch.Generator().manual_seed(1))
     head = FlowHead(FlowConfig(solver="heun", sample_steps=3), SIZES)
-    head.sample(net, noise, start=WarmStart(noise[:, 0], 4))
-    with pytest.raises(ConfigError, match=r"3 network evaluations.*expected one of 2, 4, 6"):
-        head.sample(net, noise, start=WarmStart(noise[:, 0], 3))
-    with pytest.raises(ConfigError, match="1 to 6"):
-        head.sample(net, noise, start=WarmStart(noise[:, 0], 7))
+
+    def evaluations(steps):
+        called = []
+
+        def net(x, t):
+            called.append(float(t[0]))
+            return x
+
+        head.sample(function_net(net), noise, start=WarmStart(noise[:, 0], steps))
+        assert called == pytest.approx([level.t for level in head.levels[-len(called) :]])
+        return len(called)
+
+    assert [evaluations(n) for n in range(1, 7)] == [2, 2, 4, 4, 6, 6]
+    for steps in (0, 7):
+        with pytest.raises(ConfigError, match="1 to 6"):
+            evaluations(steps)
 
 
 def _learn(head: OdeHead, steps: int, batch: int = 128) -> ConditionedNet:

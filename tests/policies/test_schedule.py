@@ -134,3 +134,7 @@ def test_clip_bounds_the_clean_estimate_for_every_solver(function_net):
 def test_refusals_say_what_exists(solver, n, eta, says):
     with pytest.raises(ConfigError, match=says):
         solver_steps(solver, n, train_steps=100, beta_schedule="squaredcos_cap_v2", eta=eta)
+    if not eta:
+        head = DiffusionHead(DiffusionConfig(), ChunkSizes(action_dim=2, horizon=4, n_obs=2, feature_dim=1))
+        with pytest.raises(ConfigError, match=r"unknown solver 'dimm'|1 to train_steps = 100"):
+            head.set_solver(solver, n)

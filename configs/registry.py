@@ -24,6 +24,7 @@ from visuomotor.policies.heads.gmm import GMMConfig, GMMHead
 from visuomotor.policies.heads.meanflow import MeanFlowConfig, MeanFlowHead
 from visuomotor.policies.heads.mip import MIPConfig, MIPHead
 from visuomotor.policies.heads.regression import RegressionConfig, RegressionHead
+from visuomotor.policies.heads.shortcut import ShortcutConfig, ShortcutHead
 from visuomotor.policies.nets.dit import DiT, DiTConfig
 from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
 from visuomotor.policies.nets.transformer import Transformer, TransformerConfig
@@ -60,6 +61,7 @@ _HEADS = {
     "meanflow": HeadEntry(MeanFlowConfig, MeanFlowHead),
     "mip": HeadEntry(MIPConfig, MIPHead),
     "regression": HeadEntry(RegressionConfig, RegressionHead),
+    "shortcut": HeadEntry(ShortcutConfig, ShortcutHead),
 }
 _BACKBONES = {
     "mlp": BackboneEntry(MLPConfig, ResidualMLP),

@@ -140,8 +140,9 @@ class CarpHead(Head):
     def _surprise(self, out: Tensor, codes: Tensor, scale: Tensor, smoothing: float) -> Tensor:
         """Cross-entropy ``[B, max L]`` of ``codes [B, max L]`` of the scales ``[B]``."""
         features = self._pool[scale] @ out[..., : self.config.width]  # [B, max L, width]
+        rows = torch.arange(len(out), device=out.device)
         # Logits of every scale, of which one is taken: a few small products, and no shape depends on the draws.
-        logits = torch.stack([choose(features) for choose in self.choose], dim=1)[torch.arange(len(out)), scale]
+        logits = torch.stack([choose(features) for choose in self.choose], dim=1)[rows, scale]
         logits = logits.float().flatten(0, 1)
         surprise = F.cross_entropy(logits, codes.flatten(), reduction="none", label_smoothing=smoothing)
         return surprise.view_as(codes)

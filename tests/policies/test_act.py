@@ -84,8 +84,8 @@ def test_evaluation_has_the_loss_of_training():
     head = _head()
     torch.nn.init.normal_(head.posterior.out.weight)
     net, action = _Net(torch.randn(6, 2, 3), _zeros), torch.randn(6, 4, 2)
-    losses = [head.train(mode).loss(net, action, Draws(3)).detach() for mode in (True, False)]
-    assert torch.allclose(*losses, atol=1e-5)
+    training, evaluation = (head.train(mode).loss(net, action, Draws(3)).detach() for mode in (True, False))
+    assert torch.allclose(training, evaluation, atol=1e-5)
 
 
 def test_acting_uses_the_mean_unless_asked_to_draw():

@@ -64,7 +64,7 @@ def test_a_polyline_is_fitted_through_its_knots():
     q = ResidualQuantizer([1], n_codes=4, knots=4, horizon=7, action_dim=1)
     chunk = torch.tensor([0.0, 1.0, 2.0, 1.0, 0.0, 3.0, 6.0])[None, :, None]
     q.fit(chunk)
-    assert torch.allclose(q.codebook_0[0], torch.tensor([0.0, 2.0, 0.0, 6.0]), atol=1e-5)
+    assert torch.allclose(q.state_dict()["codebook_0"][0], torch.tensor([0.0, 2.0, 0.0, 6.0]), atol=1e-5)
     codes, sums = q.encode(chunk)
     assert torch.allclose(sums[:, 1], chunk, atol=1e-5)
     assert torch.allclose(q.decode(codes[:, 0], 0), chunk, atol=1e-5)

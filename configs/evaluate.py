@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from visuomotor.configs.build import LoadedPolicy, load_policy, pick_device, set_threads
+from visuomotor.configs.build import LoadedPolicy, load_policy, pick_device, set_guidance, set_threads
 from visuomotor.configs.compose import parse_plain
 from visuomotor.configs.execution import Execution, compose, load_execution, search_weights
 from visuomotor.configs.rollout import RolloutEvaluator, print_comparison, print_result, result_document
-from visuomotor.configs.schema import EvalConfig, RolloutConfig
-from visuomotor.data.batches import BatchSource
+from visuomotor.configs.schema import DataConfig, EvalConfig, RolloutConfig
+from visuomotor.configs.training_data import make_source, text_tables
 from visuomotor.data.cache import CacheConfig, load_cache
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.parts import PartConfig
@@ -48,13 +48,15 @@ def main(words: Sequence[str]) -> int:
 
 
 def _load(config: EvalConfig, checkpoint: str) -> LoadedPolicy:
-    return load_policy(
+    loaded = load_policy(
         checkpoint,
         weights=config.weights,
         device=pick_device(config.device),
         solver=config.solver,
         sample_steps=config.sample_steps,
     )
+    set_guidance(loaded.policy, config.guidance_scale)
+    return loaded
 
 
 def _out(config: EvalConfig, loaded: LoadedPolicy) -> Path:
@@ -72,13 +74,13 @@ def _roll_out(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dic
     if task is None:
         raise ConfigError("this policy was trained without a task: give task=<name> to roll out, or data=<zarr>")
     env = _environment(task, {**(saved["env"] if saved["task"] == task else {}), **config.env})
-    out = _out(config, loaded)
+    out, data = _out(config, loaded), _demonstrations(loaded)
     execution = load_execution(config, lambda path: _load(config, path).policy)
     others = [_load(config, path) for path in config.compose]
     policies = [loaded.policy, *(o.policy for o in others)]
     document: dict[str, Any] = {"task": task, "checkpoint": str(loaded.checkpoint.path)}
     acting = compose(policies, config)
-    with closing(_evaluator(config, task, env, acting.spec, execution)) as evaluator:
+    with closing(_evaluator(config, task, env, acting.spec, execution, data)) as evaluator:
         if others:
             weights = config.compose_weights or [1.0 / len(policies)] * len(policies)
             if config.search_weights:
@@ -90,11 +92,18 @@ def _roll_out(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dic
     if config.against is not None:
         other = _load(config, config.against)
         document["against"] = {"checkpoint": str(other.checkpoint.path)}
-        with closing(_evaluator(config, task, env, other.policy.spec, execution)) as evaluator:
+        with closing(_evaluator(config, task, env, other.policy.spec, execution, data)) as evaluator:
             difference = compare(result, _test(evaluator, config, other, other.policy, None, console))
         document["against"] |= difference.to_dict()
         print_comparison(difference, console)
     return document
+
+
+def _demonstrations(loaded: LoadedPolicy) -> DataConfig:
+    """What the policy was trained on."""
+    saved = loaded.checkpoint.document("config")["config"]["data"]
+    path = loaded.checkpoint.document("training")["dataset"]["path"]
+    return DataConfig(path=path, parts={k: PartConfig(**v) for k, v in saved.get("parts", {}).items()})
 
 
 def _environment(task: str, settings: dict[str, Any]) -> Any:
@@ -109,14 +118,19 @@ def _environment(task: str, settings: dict[str, Any]) -> Any:
         raise ConfigError(f"env: {str(e).splitlines()[0]}") from None
 
 
-def _evaluator(config: EvalConfig, task: str, env: Any, spec: PolicySpec, execution: Execution) -> RolloutEvaluator:
+def _evaluator(
+    config: EvalConfig, task: str, env: Any, spec: PolicySpec, execution: Execution, data: DataConfig
+) -> RolloutEvaluator:
     rollout = RolloutConfig(
         episodes=config.episodes,
         selection_episodes=config.search_episodes if config.search_weights else 1,
         num_envs=config.num_envs,
         videos=config.videos,
+        goal=config.goal,
+        text=config.text,
+        guidance_scale=config.guidance_scale,
     )
-    return RolloutEvaluator(task, env, rollout, spec, execution=execution)
+    return RolloutEvaluator(task, env, rollout, spec, data=data, execution=execution)
 
 
 def _test(
@@ -134,21 +148,19 @@ def _test(
 
 
 def _open_loop(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dict[str, Any]:
-    spec = loaded.policy.spec
+    spec, obs = loaded.policy.spec, loaded.policy.encoder.config
     assert config.data is not None
     with DemoStore.open(config.data) as store:
-        for name, part in loaded.checkpoint.document("config")["config"]["data"].get("parts", {}).items():
-            store.add_part(name, PartConfig(**part))
-        store.require([*spec.obs, spec.action_key])
+        for name, part in _demonstrations(loaded).parts.items():
+            store.add_part(name, part)
+        store.require([*obs.store_keys, spec.action_key])
         action = store.specs[spec.action_key]
         spec.check_source(store.specs, action, store.fps, source=f"the store {store.path}")
-        cache = load_cache(store, [*spec.obs, spec.action_key], CacheConfig())
+        cache = load_cache(store, [*obs.store_keys, spec.action_key], CacheConfig())
+        texts = text_tables(obs, store)
     episodes, which = _held_out(loaded, cache.episode_ends, config.data)
     table = window_table(cache.episode_ends, spec.window, episodes.tolist())
-    source = BatchSource(
-        cache, table, obs_keys=list(spec.obs), action_key=spec.action_key, n_obs=spec.window.n_obs,
-        horizon=spec.window.horizon, batch_size=256, seed=0,
-    )  # fmt: skip
+    source = make_source(obs, spec, cache, texts, table, batch_size=256, seed=0)
     error = open_loop_error(loaded.policy, source)
     unit = f" {spec.action.unit}" if spec.action.unit else ""
     console.print(f"open-loop error over {error.n_windows} windows of {which}:", highlight=False, soft_wrap=True)

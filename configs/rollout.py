@@ -8,13 +8,15 @@ from typing import Any
 
 from rich.console import Console
 
-from visuomotor.configs.build import load_policy
+from visuomotor.configs.build import load_policy, set_guidance
 from visuomotor.configs.execution import Execution
-from visuomotor.configs.schema import RolloutConfig
+from visuomotor.configs.schema import DataConfig, RolloutConfig
+from visuomotor.data.errors import ConfigError
 from visuomotor.envs.registry import make_env
 from visuomotor.policies.execution.ensemble import TemporalEnsemble
 from visuomotor.policies.execution.planner import ChunkPolicy
 from visuomotor.policies.execution.receding import RecedingHorizon
+from visuomotor.policies.goals import GoalEnv, load_goals
 from visuomotor.policies.learn.evaluate import Comparison, EvalResult, evaluate, selection_seeds, test_seeds
 from visuomotor.policies.spec import PolicySpec
 
@@ -30,23 +32,31 @@ class RolloutEvaluator:
         config: how many episodes on which seeds.
         spec: what the policy observes and commands.
         execution: how chunks are executed; None: as ``config`` says.
+        data: the demonstrations that the policy was trained on, for goals and texts.
 
     Attributes:
         seams: how far the commands of the last :meth:`test` jumped from one chunk to the next.
 
     Raises:
         CheckpointError: the task gives other observations or actions than the policy has.
+        DataError: no goals where they should be.
     """
 
     def __init__(
-        self, task: str, env: Any, config: RolloutConfig, spec: PolicySpec, *, execution: Execution | None = None
-    ) -> None:
+        self, task: str, env: Any, config: RolloutConfig, spec: PolicySpec, *, data: DataConfig,
+        execution: Execution | None = None,
+    ) -> None:  # fmt: skip
         self._config, self._execution = config, execution or Execution(config=config.execute)
         self.seams: dict[str, Any] = {}
         self._env = make_env(env, min(config.num_envs, max(config.episodes, config.selection_episodes)))
         try:
             e = self._env
             spec.check_source(e.obs_spec, e.action_spec, e.fps, source=f"task {task!r}")
+            if config.goal is not None and not spec.constant_keys:
+                raise ConfigError(f"goal={config.goal}: the policy reads neither a goal nor a text")
+            if config.text is not None or not spec.constant_keys <= set(e.obs_spec):
+                goals = load_goals(spec, config.goal or data.path, config.text, data.parts)
+                self._env = e if goals is None else GoalEnv(e, goals, spec)
         except BaseException:
             self._env.close()
             raise
@@ -92,6 +102,7 @@ class RolloutEvaluator:
     def final(self, checkpoint: Path, run_dir: Path, console: Console) -> tuple[EvalResult, dict[str, Any]]:
         """Test the averaged weights of ``checkpoint``; the returned document has paths relative to ``run_dir``."""
         loaded = load_policy(checkpoint)
+        set_guidance(loaded.policy, self._config.guidance_scale)
         result = self.test(loaded.policy, run_dir / "videos")
         print_result(result, console, f"{loaded.checkpoint.path.name} (EMA weights)")
         document = result_document(result, run_dir) | self.document()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,10 @@ class RolloutConfig:
         num_envs: worlds side by side.
         videos: films of the worst and of the best episodes, each.
         execute: how the chunks of the policy become actions.
+        goal: where a goal-conditioned policy gets its goals and texts: a store (the last steps of its episodes, chosen
+            by seed) or an ``.npz`` file with an array ``<key>`` each; null takes the demonstrations of the training.
+        text: the text of every episode instead.
+        guidance_scale: weight of goal and text (classifier-free guidance); 1 is the plain policy.
     """
 
     episodes: int = 100
@@ -72,8 +77,12 @@ class RolloutConfig:
     num_envs: int = 100
     videos: int = 2
     execute: ExecuteConfig = field(default_factory=ExecuteConfig)
+    goal: str | None = None
+    text: str | None = None
+    guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_guidance(self.guidance_scale)
         for name, low in (("episodes", 0), ("selection_episodes", 1), ("num_envs", 1), ("videos", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"eval.{name}={getattr(self, name)}: expected at least {low}")
@@ -146,6 +155,7 @@ class EvalConfig:
         search_weights: find the weights by a grid on the selection seeds; the result is of the test seeds.
         search_parts: parts that the grid divides 1 into.
         search_episodes: episodes for each weight of the grid.
+        goal, text, guidance_scale: as ``eval.goal``, ``eval.text`` and ``eval.guidance_scale`` of ``visuomotor train``.
         out: folder for ``eval.json`` and the videos; None writes beside the checkpoint.
     """
 
@@ -169,12 +179,16 @@ class EvalConfig:
     search_weights: bool = False
     search_parts: int = 10
     search_episodes: int = 50
+    goal: str | None = None
+    text: str | None = None
+    guidance_scale: float = 1.0
     device: str = "auto"
     threads: int | None = None
     out: str | None = None
 
     def __post_init__(self) -> None:
         _check_device(self.device)
+        _check_guidance(self.guidance_scale)
         if self.weights not in ("ema", "raw"):
             raise ConfigError(f"unknown weights {self.weights!r}. {nearest(self.weights, ('ema', 'raw'))}")
         if self.task is not None and self.data is not None:
@@ -202,6 +216,11 @@ class EvalConfig:
             raise ConfigError("compose_weights and search_weights are of several policies: give compose=[<run>, ...]")
         if self.compose_weights and self.search_weights:
             raise ConfigError("give compose_weights= or search_weights=true, not both")
+
+
+def _check_guidance(scale: float) -> None:
+    if not math.isfinite(scale) or scale < 0:
+        raise ConfigError(f"guidance_scale={scale}: expected 0 (ignore the goal), 1 (plain) or more")
 
 
 def _check_device(device: str) -> None:

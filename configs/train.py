@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from visuomotor.configs.build import build_policy, keep_freed_memory, model_document, set_threads
+from visuomotor.configs.build import build_policy, keep_freed_memory, model_document, set_guidance, set_threads
 from visuomotor.configs.compose import Composed, compose_train, restore_train
 from visuomotor.configs.info import info
 from visuomotor.configs.rollout import RolloutEvaluator
@@ -165,11 +165,14 @@ class _Run:
         self._folder = CheckpointFolder(run_dir / "checkpoints")
         self._best_score, self._saved_step = best_score, trainer.steps_done
         self._evaluator = (
-            RolloutEvaluator(str(self._config.task), self._config.env, self._config.eval, data.spec)
+            RolloutEvaluator(
+                str(self._config.task), self._config.env, self._config.eval, data.spec, data=self._config.data
+            )
             if self._config.env is not None and self._config.eval.episodes > 0 and accelerator.is_main_process
             else None
         )
         if self._evaluator is not None:
+            set_guidance(trainer.ema.module, self._config.eval.guidance_scale)
             self._evaluator.check(trainer.ema.module)
 
     def execute(self) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from visuomotor.data.batches import goal_key, is_goal
 from visuomotor.data.errors import ConfigError, DataError, nearest
 from visuomotor.data.ingest import plan_array, read_steps
+from visuomotor.data.parts import PartConfig
 from visuomotor.data.store import DemoStore
 from visuomotor.data.texts import encode_texts
 from visuomotor.envs.base import Obs, Step, VecEnv
@@ -101,13 +102,16 @@ class GoalTable:
         return torch.tensor([mix_seed(seed, _GOAL_STREAM) % len(self) for seed in seeds])
 
 
-def load_goals(spec: PolicySpec, source: str | Path, text: str | None = None) -> GoalTable | None:
+def load_goals(
+    spec: PolicySpec, source: str | Path, text: str | None = None, parts: Mapping[str, PartConfig] | None = None
+) -> GoalTable | None:
     """Goals and texts for a policy; None if it reads neither.
 
     Args:
         spec: of the policy.
         source: a store of demonstrations, or an ``.npz`` file (see :meth:`GoalTable.from_npz`).
         text: the text for every episode instead of those in the store.
+        parts: components of its arrays that the policy knows under names of their own.
 
     Raises:
         DataError: nothing usable is at ``source``.
@@ -121,6 +125,8 @@ def load_goals(spec: PolicySpec, source: str | Path, text: str | None = None) ->
         table = GoalTable.from_npz(source, spec)
     else:
         with DemoStore.open(source) as store:
+            for name, part in (parts or {}).items():
+                store.add_part(name, part)
             table = GoalTable.from_store(store, spec, texts=text is None)
     return table if text is None else table.with_text(text, spec)
 

@@ -116,6 +116,8 @@ class ImageEncoder(EncoderPart):
         for i, view in enumerate(views):
             trunk = trunks[0 if config.shared else i]
             view.set_normalization(trunk.mean, trunk.std)
+            if isinstance(trunk, ResNet18) and not config.tokens and config.pool in ("auto", "spatial_softmax"):
+                _check_has_places(self.keys[i], view.size, trunk.stride)
         if config.tokens:
             self.token_dim = config.token_dim
             self.camera = nn.Parameter(torch.randn(len(keys), config.token_dim) * 0.02)
@@ -177,6 +179,15 @@ def _make_readout(config: ImageConfig, channels: int) -> nn.Module:
     if pool == "auto":
         pool = "spatial_softmax" if config.net == "resnet18" else "attention"
     return PooledReadout(pool, channels, config.feature_dim, keypoints=config.resnet.keypoints)
+
+
+def _check_has_places(key: str, size: tuple[int, int], stride: int) -> None:
+    if max(size) <= stride:
+        raise ConfigError(
+            f"observation {key!r} of {size[0]}x{size[1]} pixels (after resize and crop) leaves one place in the "
+            f"feature map, of which a spatial softmax tells nothing: expected more than {stride} pixels; or set "
+            "obs.image.resnet.stem=small (16 pixels a place) or obs.image.pool=mean"
+        )
 
 
 def _with_time(tokens: Tensor) -> Tensor:

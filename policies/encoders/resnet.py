@@ -98,6 +98,7 @@ class ResNet18(Trunk):
         widths = [int(c * config.width) for c in _CHANNELS]
         self.out_channels = widths[-1]
         self.pools = config.stem == "large"
+        self.stride = 32 if self.pools else 16  # pixels a place of the map, each way
         self.stem = Conv2d(channels, widths[0], 7 if self.pools else 3, stride=2)
         self.norm = _norm(widths[0])
         blocks = []

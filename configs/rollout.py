@@ -35,7 +35,7 @@ class RolloutEvaluator:
         data: the demonstrations that the policy was trained on, for goals and texts.
 
     Attributes:
-        seams: how far the commands of the last :meth:`test` jumped from one chunk to the next.
+        executed: of the last :meth:`test`: steps executed of each chunk, and how far commands jumped between chunks.
 
     Raises:
         CheckpointError: the task gives other observations or actions than the policy has.
@@ -47,7 +47,7 @@ class RolloutEvaluator:
         execution: Execution | None = None,
     ) -> None:  # fmt: skip
         self._config, self._execution = config, execution or Execution(config=config.execute)
-        self.seams: dict[str, Any] = {}
+        self.executed: dict[str, Any] = {}
         self._env = make_env(env, min(config.num_envs, max(config.episodes, config.selection_episodes)))
         try:
             e = self._env
@@ -81,9 +81,9 @@ class RolloutEvaluator:
         """Evaluate on the test seeds and, given a folder, film the worst and the best episodes."""
         n, seeds, actor = self._config.videos, test_seeds(self._config.episodes), self._actor(policy)
 
-        def note_seams(done: int, total: int) -> None:
+        def note(done: int, total: int) -> None:
             if done == total:  # before anything is run again for the films
-                self.seams = actor.seams.to_dict()
+                self.executed = {"n_exec": actor.n_exec, "seams": actor.seams.to_dict()}
 
         return evaluate(
             self._env,
@@ -92,12 +92,14 @@ class RolloutEvaluator:
             video_worst=n,
             video_best=n,
             video_dir=video_dir if n else None,
-            on_progress=note_seams,
+            on_progress=note,
         )
 
     def document(self) -> dict[str, Any]:
-        """JSON-ready: how chunks were executed in the last :meth:`test`, and how far commands jumped between them."""
-        return {"execution": {**self._execution.to_dict(), "seams": self.seams}}
+        """JSON-ready: how chunks were executed in the last :meth:`test`, and under what conditions."""
+        c = self._config
+        conditions = {"goal": c.goal, "text": c.text, "guidance_scale": c.guidance_scale}
+        return {"execution": {**self._execution.to_dict(), **self.executed}, "conditions": conditions}
 
     def final(self, checkpoint: Path, run_dir: Path, console: Console) -> tuple[EvalResult, dict[str, Any]]:
         """Test the averaged weights of ``checkpoint``; the returned document has paths relative to ``run_dir``."""

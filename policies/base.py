@@ -129,6 +129,10 @@ class Backbone(nn.Module, ABC):
 
     In three parts, by what each depends on: :meth:`condition` on the observations, :meth:`modulation` on these and the
     time, :meth:`denoise` on these and the noisy chunk. Sampling visits known times, so only the last one is repeated.
+
+    A head may differentiate a backbone by its chunk and its time in forward mode (``torch.func.jvp``), and by a chunk
+    that requires gradients as often as it likes (``create_graph``): attention then takes a form that has these
+    derivatives. torch.compile has neither (PyTorch 2.13): such a loss runs uncompiled.
     """
 
     takes_tokens = False  # otherwise observation tokens are refused

@@ -108,10 +108,12 @@ def linear(inp: int, out: int) -> nn.Linear:
 
 
 def feed_forward(width: int, hidden: int, dropout: float) -> nn.Sequential:
-    """Two layers with GELU between, ``[..., W] -> [..., W]``; dropout after both."""
-    return nn.Sequential(
-        linear(width, hidden), nn.GELU("tanh"), nn.Dropout(dropout), linear(hidden, width), nn.Dropout(dropout)
-    )
+    """Two layers with GELU between, ``[..., W] -> [..., W]``.
+
+    Dropout comes last only, as in GPT-2: on a CPU the random numbers for the inner values, four times as many, took a
+    sixth of the training step.
+    """
+    return nn.Sequential(linear(width, hidden), nn.GELU("tanh"), linear(hidden, width), nn.Dropout(dropout))
 
 
 class SelfAttention(nn.Module):

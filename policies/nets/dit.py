@@ -37,8 +37,8 @@ class DiTConfig(BackboneConfig):
         heads: attention heads; they share the width.
         feed_factor: inner size of the perceptrons, in widths.
         time_dim: size of the embedding of the denoising time.
-        dropout: share of each branch's values that is dropped in training; a few hundred demonstrations are soon
-            learnt by heart without it.
+        dropout: share of the output of each attention and perceptron that is dropped in training; a few hundred
+            demonstrations are soon learnt by heart without it.
         qk_norm: normalise queries and keys (Dehghani et al. 2023); for wide networks in bf16.
     """
 

@@ -76,10 +76,10 @@ def load_execution(config: EvalConfig, load: Callable[[str], Policy]) -> Executi
 def _judge(name: str, load: Callable[[str], Policy], values: list[str]) -> Policy:
     try:
         resolve_checkpoint(Path(name).expanduser())
-    except CheckpointError as e:
+    except CheckpointError:
         raise ConfigError(
-            f"rank_by={name} is neither coherence, nor a value function (entry points of the group visuomotor.values: "
-            f"{', '.join(values) or 'none'}), nor a checkpoint. {nearest(name, ['coherence', *values])} ({e})"
+            f"rank_by={name} is neither a value function (entry point of the group visuomotor.values), nor coherence, "
+            f"nor a checkpoint or run. {nearest(name, ['coherence', *values])}"
         ) from None
     return load(name)
 

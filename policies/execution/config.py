@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from visuomotor.data.errors import ConfigError, nearest
 
@@ -63,11 +64,17 @@ class SteerConfig:
     """
 
     target: list[float] = field(default_factory=list)
-    path: list[list[float]] = field(default_factory=list)
+    path: list[Any] = field(default_factory=list)  # of list[float]; typed so, settings would refuse whole numbers
     dims: list[int] = field(default_factory=list)
     strength: float = 0.1
 
     def __post_init__(self) -> None:
+        try:
+            self.path = [[float(v) for v in corner] for corner in self.path]
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"steer.path={self.path}: expected a list of corners, as in [[100,100],[200,300]]"
+            ) from None
         if self.target and self.path:
             raise ConfigError("steer: give target= (a point) or path= (corners of a path), not both")
         sizes = sorted({len(p) for p in self.corners})
@@ -81,7 +88,7 @@ class SteerConfig:
     @property
     def corners(self) -> list[list[float]]:
         """Corners of the path; one for a point, none for no steering."""
-        return [self.target] if self.target else self.path
+        return [self.target] if self.target else list(self.path)
 
     @property
     def components(self) -> list[int]:

@@ -51,6 +51,10 @@ class TemporalEnsemble:
         delay: control steps between an observation and its chunk.
         decay: ``m``.
 
+    Attributes:
+        n_exec: control steps from one chunk to the next.
+        seams: how far commands jumped where a new chunk came in.
+
     Raises:
         ConfigError: see :func:`~visuomotor.policies.execution.receding.check_timing`.
     """
@@ -58,11 +62,11 @@ class TemporalEnsemble:
     def __init__(self, planner: Planner, *, n_exec: int | None = None, delay: int = 0, decay: float = 0.01) -> None:
         spec, n = planner.spec, planner.num_envs
         self._planner, self._delay, self._decay = planner, delay, decay
-        self._n_exec = max(1, delay) if n_exec is None else n_exec
-        check_timing(spec.window, self._n_exec, delay)
+        self.n_exec = max(1, delay) if n_exec is None else n_exec
+        check_timing(spec.window, self.n_exec, delay)
         self._present, self._config = spec.window.n_obs - 1, spec.action_config
         self._ahead = spec.window.horizon - self._present
-        slots = math.ceil(self._ahead / self._n_exec)
+        slots = math.ceil(self._ahead / self.n_exec)
         device = planner.device
         self._chunks = torch.zeros(n, slots, self._ahead, spec.action.size, device=device)  # a ring for each world
         self._age = torch.full((n, slots), self._ahead)  # control steps since the chunk was asked for
@@ -106,7 +110,7 @@ class TemporalEnsemble:
         self._age[worlds, slot] = 0
         self._from_age[worlds, slot] = torch.where(self._empty[worlds], 0, self._delay)
         self._next_slot[worlds] = (slot + 1) % self._chunks.shape[1]
-        self._wait[worlds] = self._n_exec
+        self._wait[worlds] = self.n_exec
         self._empty[worlds] = False
 
     def _mean(self) -> Tensor:

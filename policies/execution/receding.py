@@ -49,6 +49,10 @@ class RecedingHorizon:
         n_exec: control steps from one chunk to the next; None takes the policy's own.
         delay: control steps between an observation and its chunk.
 
+    Attributes:
+        n_exec: control steps from one chunk to the next.
+        seams: how far commands jumped between them so far.
+
     Raises:
         ConfigError: see :func:`check_timing`.
     """
@@ -56,14 +60,14 @@ class RecedingHorizon:
     def __init__(self, planner: Planner, *, n_exec: int | None = None, delay: int = 0) -> None:
         spec, n = planner.spec, planner.num_envs
         self._planner, self._delay = planner, delay
-        self._n_exec = spec.window.n_exec if n_exec is None else n_exec
-        check_timing(spec.window, self._n_exec, delay)
+        self.n_exec = spec.window.n_exec if n_exec is None else n_exec
+        check_timing(spec.window, self.n_exec, delay)
         self._present, self._horizon = spec.window.n_obs - 1, spec.window.horizon
         self._chunk = torch.zeros(n, self._horizon, spec.action.size, device=planner.device)
         self._coming = torch.zeros_like(self._chunk)  # asked for last; takes over at age `delay`
         self._pending = torch.zeros(n, dtype=torch.bool)
         self._at = torch.zeros(n, dtype=torch.int64)  # place in the chunk
-        self._age = torch.full((n,), self._n_exec)  # control steps since the last plan; n_exec asks for a new one
+        self._age = torch.full((n,), self.n_exec)  # control steps since the last plan; n_exec asks for a new one
         self._empty = torch.ones(n, dtype=torch.bool)  # no chunk of this episode yet
         self._past = self._chunk[:, : self._present].clone()  # what was executed last
         self._worlds = torch.arange(n)
@@ -72,7 +76,7 @@ class RecedingHorizon:
     def reset(self, seeds: Sequence[int] | None = None, mask: Tensor | None = None) -> None:
         """Begin new episodes in the worlds of ``mask [N]`` (all without it), with one seed a world."""
         which = self._planner.reset(seeds, mask)
-        self._age[which] = self._n_exec
+        self._age[which] = self.n_exec
         self._empty[which] = True
         self._pending[which] = False
 
@@ -81,7 +85,7 @@ class RecedingHorizon:
         self._planner.observe(obs)
         first = self._empty.clone()
         taken_over = self._take_over() if self._delay else None
-        due = self._age >= self._n_exec
+        due = self._age >= self.n_exec
         if active is not None:
             due &= active.cpu()
         worlds = due.nonzero().flatten()

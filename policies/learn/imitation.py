@@ -14,7 +14,16 @@ from visuomotor.data.batches import Batch, BatchSource
 from visuomotor.data.errors import CheckpointError, ConfigError, nearest
 from visuomotor.policies.draws import Draws, mix_seed
 from visuomotor.policies.learn.events import GracefulStop, StepEvent, Subscriber
-from visuomotor.policies.learn.optim import EMA, EMAConfig, OptimConfig, clip_gradients, learning_rate, make_optimizer
+from visuomotor.policies.learn.graphed import GraphedStep, StaticDraws
+from visuomotor.policies.learn.optim import (
+    EMA,
+    EMAConfig,
+    OptimConfig,
+    clip_gradients,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+)
 from visuomotor.policies.policy import Policy
 
 __all__ = ["PRECISIONS", "Trainer", "TrainingConfig"]
@@ -33,6 +42,8 @@ class TrainingConfig:
             bf16 where the processor computes in it.
         compile: compile the loss with its gradient, and the update, with torch.compile. Meant for a GPU; on the CPU
             it was measured slower.
+        cuda_graph: record the whole step (loss, gradient, clipping, AdamW, moving average) as a CUDA graph and replay
+            it. For one GPU; the batches must lie there or be copied there.
         log_every: steps between lines of metrics.jsonl.
         val_every: steps between held-out losses; 0 for the end only.
         eval_every: steps between evaluations in the task; 0 for the end only.
@@ -44,6 +55,7 @@ class TrainingConfig:
     batch_size: int = 256
     precision: str = "auto"
     compile: bool = False
+    cuda_graph: bool = False
     log_every: int = 100
     val_every: int = 2_000
     eval_every: int = 0
@@ -81,28 +93,34 @@ class Trainer:
         self._config, self._optim, self._seed = config, optim, seed
         self.precision = _computable(config.precision, accelerator.device)
         self._accelerator, self._source = accelerator, source
+        graphed = config.cuda_graph
+        if graphed and (accelerator.device.type != "cuda" or accelerator.num_processes > 1):
+            raise ConfigError(
+                f"train.cuda_graph=true: expected one process on a GPU, this is {accelerator.num_processes} on "
+                f"{accelerator.device.type}"
+            )
         self.policy = policy.to(accelerator.device)
         self.ema = EMA(self.policy, ema)
-        self.optimizer = make_optimizer(self.policy, optim)
+        self.optimizer = make_optimizer(self.policy, optim, graphed=graphed)
+        self._average_weight: float | Tensor = torch.ones((), device=accelerator.device) if graphed else 1.0
         self.steps_done = 0
         self._names = [n for n, p in self.policy.named_parameters() if p.requires_grad]
         rank, world = accelerator.process_index, accelerator.num_processes
-        self._draws = Draws(seed, device=accelerator.device, rank=rank, world_size=world)
+        draws = StaticDraws if graphed else Draws
+        self._draws = draws(seed, device=accelerator.device, rank=rank, world_size=world)
         self._loss: Callable[[Batch, Draws], Tensor] = self._make_loss()
         self._update: Callable[[], Tensor] = torch.compile(self._apply) if config.compile else self._apply
+        self._step = GraphedStep(self._advance) if graphed else self._advance
 
     def run(self, subscribers: Sequence[Subscriber], stop: GracefulStop) -> None:
         """Train until ``config.steps`` are done, or until ``stop`` is requested."""
         total = self._config.steps
         for step in range(self.steps_done, total):
             lr = self._seed_and_rate(step)
-            loss = self._loss(self._source.batch(step).to(self._accelerator.device), self._draws)
-            self._accelerator.backward(loss)
-            grad_norm = self._update()
-            self.ema.update(step)
+            loss, grad_norm = self._step(self._source.batch(step).to(self._accelerator.device))
             self.steps_done = step + 1
             stopping = self._agree(stop.requested)
-            event = StepEvent(self.steps_done, total, loss.detach(), grad_norm, lr, self._config.batch_size, stopping)
+            event = StepEvent(self.steps_done, total, loss, grad_norm, lr, self._config.batch_size, stopping)
             for subscriber in subscribers:
                 subscriber(event)
             if event.stopping:
@@ -152,9 +170,18 @@ class Trainer:
         torch.manual_seed(mix_seed(self._seed, step, self._accelerator.process_index))  # dropout
         o = self._optim
         lr = learning_rate(step, base=o.lr, warmup_steps=o.warmup_steps, total_steps=self._config.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
+        weight = self.ema.weight(step)
+        self._average_weight = weight if isinstance(self._average_weight, float) else self._average_weight.fill_(weight)
         return lr
+
+    def _advance(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss, gradient, optimiser and moving average; returns loss and gradient norm."""
+        loss = self._loss(batch, self._draws)
+        self._accelerator.backward(loss)
+        grad_norm = self._update()
+        self.ema.update(self._average_weight)
+        return loss.detach(), grad_norm
 
     def _agree(self, stopping: bool) -> bool:
         """Whether any rank wants to stop; asked every tenth step, because it costs a synchronisation."""

@@ -15,7 +15,7 @@ from visuomotor.data.errors import ConfigError
 
 M = TypeVar("M", bound=nn.Module)
 
-__all__ = ["EMA", "EMAConfig", "OptimConfig", "clip_gradients", "learning_rate", "make_optimizer"]
+__all__ = ["EMA", "EMAConfig", "OptimConfig", "clip_gradients", "learning_rate", "make_optimizer", "set_learning_rate"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,10 +56,11 @@ def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int
     return 0.5 * base * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def make_optimizer(module: nn.Module, config: OptimConfig, *, graphed: bool = False) -> torch.optim.AdamW:
     """AdamW over two groups: matrices with weight decay, all else without. Fused: one kernel over all tensors.
 
     The table of an embedding (words, positions) is a list of vectors, not a matrix that multiplies anything.
+    ``graphed``: its step can be recorded in a CUDA graph; the learning rate is then a tensor.
     """
     params = [p for p in module.parameters() if p.requires_grad]
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
@@ -69,10 +70,21 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p, d in zip(params, decays, strict=True) if not d], "weight_decay": 0.0},
     ]
     betas = (config.betas[0], config.betas[1])
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, fused=True)
+    lr: float | Tensor = torch.tensor(config.lr, device=params[0].device) if graphed else config.lr
+    groups = [g for g in groups if g["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True, capturable=graphed)
     # Fused kernels do not tell autograd that they changed the weights, and copies made for acting rely on that.
     optimizer.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(params))
     return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every group; a rate that is a tensor keeps its address."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
@@ -112,11 +124,16 @@ class EMA(Generic[M]):
         pairs = zip(self.module.parameters(), source.parameters(), strict=True)
         self._average: list[Tensor] = [a for a, p in pairs if p.requires_grad]
 
-    def decay(self, step: int) -> float:
-        """Weight of the old average at optimiser step ``step`` (from 0)."""
-        return min(self._config.max_decay, 1.0 - (1.0 + step) ** -self._config.power)
+    def weight(self, step: int) -> float:
+        """Weight of the trained weights in the average after optimiser step ``step`` (from 0)."""
+        return 1.0 - min(self._config.max_decay, 1.0 - (1.0 + step) ** -self._config.power)
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Fold in the weights after optimiser step ``step`` (from 0)."""
-        torch._foreach_lerp_(self._average, self._source, 1.0 - self.decay(step))
+    def update(self, weight: float | Tensor) -> None:
+        """Fold in the weights with ``weight`` (see :meth:`weight`); a tensor is not looked at on the host."""
+        if isinstance(weight, Tensor):
+            change = torch._foreach_sub(self._source, self._average)
+            torch._foreach_mul_(change, weight)
+            torch._foreach_add_(self._average, change)
+        else:
+            torch._foreach_lerp_(self._average, self._source, weight)

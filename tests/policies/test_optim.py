@@ -38,12 +38,12 @@ def test_ema_by_hand():
     nn.init.constant_(net.weight, 0.0)
     ema = EMA(net, EMAConfig(max_decay=0.5, power=0.75))
     nn.init.constant_(net.weight, 8.0)
-    ema.update(0)  # decay 1 - 1 = 0: copies
+    ema.update(ema.weight(0))  # decay 1 - 1 = 0: copies
     assert float(ema.module.weight) == 8.0
     nn.init.constant_(net.weight, 0.0)
-    ema.update(1)  # decay 1 - 2^-0.75 = 0.405396
+    ema.update(ema.weight(1))  # decay 1 - 2^-0.75 = 0.405396
     assert float(ema.module.weight) == pytest.approx(8.0 * 0.4053964, rel=1e-5)
-    ema.update(10**6)  # capped at 0.5
+    ema.update(torch.tensor(ema.weight(10**6)))  # capped at 0.5
     assert float(ema.module.weight) == pytest.approx(4.0 * 0.4053964, rel=1e-5)
     assert not ema.module.weight.requires_grad
 

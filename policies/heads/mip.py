@@ -31,21 +31,25 @@ class MIPConfig(HeadConfig):
     Attributes:
         second_time: ``t`` of the second pass; it is trained to remove noise of standard deviation ``1 - t``
             [normalised units] from the action.
+        first_share: weight of the first pass's error in the loss, the second has the rest; null takes the paper's
+            ``(1 - t)^2 / (t^2 + (1 - t)^2)``, 0.012.
     """
 
     second_time: float = 0.9
+    first_share: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.second_time < 1.0:
-            raise ConfigError(f"head mip: second_time={self.second_time} is outside (0, 1)")
+        for name, value in (("second_time", self.second_time), ("first_share", self.first_share)):
+            if value is not None and not 0.0 < value < 1.0:
+                raise ConfigError(f"head mip: {name}={value} is outside (0, 1)")
 
 
 class MIPHead(Head):
     """Two passes, no noise at sampling: ``M`` is 0, and the empty noise only tells the batch size.
 
-    The weights ``1 / t^2`` and ``1 / (1 - t)^2`` measure both errors in units of what their pass can be expected to
-    remove. They are divided by their sum: the loss is a weighted mean of squared errors, of the size of other heads'
-    losses, so that learning rate and gradient clipping carry over.
+    The paper's weights ``1 / t^2`` and ``1 / (1 - t)^2`` measure both errors in units of what their pass can be
+    expected to remove. They are divided by their sum: the loss is a weighted mean of squared errors, of the size of
+    other heads' losses, so that learning rate and gradient clipping carry over.
     """
 
     time_scale = 100.0
@@ -53,16 +57,17 @@ class MIPHead(Head):
 
     def __init__(self, config: MIPConfig, sizes: ChunkSizes) -> None:
         super().__init__(sizes)
+        t, share = config.second_time, config.first_share
         self.config = config
+        self._first_share = (1.0 - t) ** 2 / (t**2 + (1.0 - t) ** 2) if share is None else share
 
     def loss(self, net: NetFn, action: Tensor, draws: Draws) -> Tensor:
         t = self.config.second_time
-        first_weight, second_weight = t**-2, (1.0 - t) ** -2
         zero = torch.zeros(len(action), device=action.device)
         first = net(torch.zeros_like(action), zero)
         second = net(action + (1.0 - t) * draws.normal(tuple(action.shape)), zero + t)
-        weighted = first_weight * (first - action).square() + second_weight * (second - action).square()
-        return weighted.mean(-1) / (first_weight + second_weight)
+        errors = [(out - action).square().mean(-1) for out in (first, second)]
+        return self._first_share * errors[0] + (1.0 - self._first_share) * errors[1]
 
     def noise_count(self) -> int:
         return 0

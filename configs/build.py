@@ -163,9 +163,14 @@ def set_guidance(policy: Policy, scale: float) -> None:
 
 
 def model_document(config: TrainConfig) -> dict[str, Any]:
-    """What :func:`load_policy` needs to build the same network: names and settings of its parts."""
+    """What :func:`load_policy` needs to build the same network: names and settings of its parts.
+
+    Files that weights came from are left out: the checkpoint holds the weights, and a robot does not have the files.
+    """
+    obs = asdict(config.obs)
+    obs["image"]["pretrained"]["weights"] = None
     return {
-        "obs": asdict(config.obs),
+        "obs": obs,
         "loss": asdict(config.loss),
         "head": {"name": name_of(config.policy), "config": asdict(config.policy)},
         "backbone": {"name": name_of(config.backbone), "config": asdict(config.backbone)},

@@ -28,6 +28,7 @@ class OptimConfig:
         weight_decay: acts on matrices only; biases, gains and the tables of embeddings are left alone.
         warmup_steps: optimiser steps over which the rate rises.
         grad_clip: bound on the norm of the whole gradient; null for none.
+        encoder_lr_scale: the observation encoders learn at this share of ``lr``; 0.1 is usual for pretrained networks.
     """
 
     lr: float = 1e-4
@@ -35,8 +36,11 @@ class OptimConfig:
     weight_decay: float = 1e-6
     warmup_steps: int = 500
     grad_clip: float | None = 1.0
+    encoder_lr_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if not self.encoder_lr_scale > 0:
+            raise ConfigError(f"optim: encoder_lr_scale={self.encoder_lr_scale}: expected more than 0")
         if not self.lr > 0 or self.weight_decay < 0 or self.warmup_steps < 0:
             raise ConfigError(
                 f"optim: lr={self.lr} must be positive, weight_decay={self.weight_decay} and "
@@ -59,32 +63,41 @@ def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int
 def make_optimizer(module: nn.Module, config: OptimConfig, *, graphed: bool = False) -> torch.optim.AdamW:
     """AdamW over two groups: matrices with weight decay, all else without. Fused: one kernel over all tensors.
 
+    Each is divided once more, by learning rate, where the encoder has its own.
+
     The table of an embedding (words, positions) is a list of vectors, not a matrix that multiplies anything.
     ``graphed``: its step can be recorded in a CUDA graph; the learning rate is then a tensor.
     """
-    params = [p for p in module.parameters() if p.requires_grad]
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    params = [p for _, p in named]
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    decays = [p.ndim >= 2 and id(p) not in tables for p in params]
+    sorted_by: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, p in named:
+        decays = p.ndim >= 2 and id(p) not in tables
+        scale = config.encoder_lr_scale if name.startswith("encoder.") else 1.0
+        sorted_by.setdefault((decays, scale), []).append(p)
     groups = [
-        {"params": [p for p, d in zip(params, decays, strict=True) if d], "weight_decay": config.weight_decay},
-        {"params": [p for p, d in zip(params, decays, strict=True) if not d], "weight_decay": 0.0},
-    ]
+        {
+            "params": members, "weight_decay": config.weight_decay if decays else 0.0, "lr_scale": scale,
+            "lr": torch.tensor(config.lr * scale, device=members[0].device) if graphed else config.lr * scale,
+        }
+        for (decays, scale), members in sorted(sorted_by.items(), key=lambda item: item[0], reverse=True)
+    ]  # fmt: skip
     betas = (config.betas[0], config.betas[1])
-    lr: float | Tensor = torch.tensor(config.lr, device=params[0].device) if graphed else config.lr
-    groups = [g for g in groups if g["params"]]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True, capturable=graphed)
+    optimizer = torch.optim.AdamW(groups, betas=betas, fused=True, capturable=graphed)
     # Fused kernels do not tell autograd that they changed the weights, and copies made for acting rely on that.
     optimizer.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(params))
     return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group; a rate that is a tensor keeps its address."""
+    """Set the rate of every group to its share of ``lr``; a rate that is a tensor keeps its address."""
     for group in optimizer.param_groups:
+        mine = lr * group["lr_scale"]
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)
+            group["lr"].fill_(mine)
         else:
-            group["lr"] = lr
+            group["lr"] = mine
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:

@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from visuomotor.data.errors import ConfigError
-from visuomotor.policies.learn.optim import EMA, EMAConfig, OptimConfig, clip_gradients, learning_rate, make_optimizer
+from visuomotor.policies.learn.optim import (
+    EMA,
+    EMAConfig,
+    OptimConfig,
+    clip_gradients,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+)
 
 
 def test_learning_rate_by_hand():
@@ -61,3 +69,17 @@ def test_only_matrices_decay():
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         OptimConfig(**bad)
+
+
+def test_the_encoder_learns_at_its_own_rate():
+    net = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2), "backbone": torch.nn.Linear(2, 2)})
+    optimizer = make_optimizer(net, OptimConfig(lr=1e-2, encoder_lr_scale=0.1, weight_decay=0.0))
+    set_learning_rate(optimizer, 1e-3)  # as a schedule does
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert [rates[id(p)] for p in net.parameters()] == pytest.approx([1e-4, 1e-4, 1e-3, 1e-3])
+    before = [p.detach().clone() for p in net.parameters()]
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()  # Adam's first step is the rate, whatever the gradient
+    moved = [float((b - p.detach()).abs().max()) for b, p in zip(before, net.parameters(), strict=True)]
+    assert moved == pytest.approx([1e-4, 1e-4, 1e-3, 1e-3], rel=1e-3)

@@ -80,6 +80,9 @@ def _roll_out(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dic
     policies = [loaded.policy, *(o.policy for o in others)]
     document: dict[str, Any] = {"task": task, "checkpoint": str(loaded.checkpoint.path)}
     acting = compose(policies, config)
+    other = None if config.against is None else _load(config, config.against)
+    if other is not None:
+        execution.actor(other.policy, 1)  # what it cannot do is refused before anything is run
     with closing(_evaluator(config, task, env, acting.spec, execution, data)) as evaluator:
         if others:
             weights = config.compose_weights or [1.0 / len(policies)] * len(policies)
@@ -89,8 +92,7 @@ def _roll_out(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dic
             document["compose"] = {"checkpoints": [str(o.checkpoint.path) for o in others], "weights": weights}
         result = _test(evaluator, config, loaded, acting, out / "videos", console)
         document |= {**result_document(result, out), **evaluator.document()}
-    if config.against is not None:
-        other = _load(config, config.against)
+    if other is not None:
         document["against"] = {"checkpoint": str(other.checkpoint.path)}
         with closing(_evaluator(config, task, env, other.policy.spec, execution, data)) as evaluator:
             difference = compare(result, _test(evaluator, config, other, other.policy, None, console))

@@ -106,7 +106,7 @@ def test_what_cannot_rank_is_refused(policy):
     with pytest.raises(ConfigError, match="finite"):
         _act(policy, candidates=3, ranker=Value("nan", lambda o, c: c[:, :, 0, 0] * float("nan")))
     with pytest.raises(ConfigError, match=r"rank_by=none returned a float"):
-        _act(policy, candidates=3, ranker=Value("none", lambda o, c: 1.0))
+        _act(policy, candidates=3, ranker=Value("none", lambda o, c: 1.0))  # type: ignore[arg-type,return-value]
     with pytest.raises(ConfigError, match="candidates=3 without rank_by"):
         _act(policy, candidates=3)
     with pytest.raises(ConfigError, match="candidates=1 with rank_by"):

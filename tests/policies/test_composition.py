@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ class _Gaussian(torch.nn.Module):
         return {"sample": clean, "epsilon": eps, "v": a * eps - s * clean}[head.config.prediction]
 
 
-MIXED = {
+MIXED: dict[str, list[Any]] = {
     "diffusion": [
         DiffusionHead(DiffusionConfig(prediction=p, solver="ddim", sample_steps=50, clip=None), SIZES)
         for p in ("epsilon", "v")

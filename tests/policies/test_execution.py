@@ -17,13 +17,14 @@ from visuomotor.data.errors import ConfigError
 from visuomotor.data.rotations import axis_angle_to_quat, matrix_to_rot6d, quat_to_matrix
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.windows import WindowConfig
-from visuomotor.policies.base import ChunkSizes
+from visuomotor.policies.base import ChunkSizes, NetSizes
 from visuomotor.policies.execution.build import make_actor
 from visuomotor.policies.execution.config import ExecuteConfig, SteerConfig
 from visuomotor.policies.execution.ensemble import mean_action
 from visuomotor.policies.heads.flow import FlowConfig, FlowHead
 from visuomotor.policies.heads.regression import RegressionConfig, RegressionHead
-from visuomotor.policies.policy import LossConfig
+from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
+from visuomotor.policies.policy import LossConfig, Policy
 from visuomotor.policies.spec import PolicySpec
 
 H, N_OBS = 16, 2
@@ -206,6 +207,69 @@ def test_inactive_worlds_are_not_counted():
     for t in range(4):
         actor.act({"clock": torch.full((2, 1), float(t)), "goal/clock": torch.zeros(2, 1)}, torch.tensor([True, False]))
     assert actor.seams.to_dict()["n_seams"] == 3
+
+
+@pytest.fixture
+def flow(make_policy):
+    """``flow(mode)``: a policy with a flow head, which starts at noise alone, and with channels for known actions."""
+
+    def make(mode="absolute"):
+        base, _ = make_policy(mode)
+        torch.manual_seed(0)
+        head = FlowHead(FlowConfig(sample_steps=6), ChunkSizes(action_dim=2, horizon=H, n_obs=N_OBS, feature_dim=4))
+        net = ResidualMLP(
+            MLPConfig(width=32, depth=2), NetSizes(input_dim=5, output_dim=2, horizon=H, n_obs=N_OBS, feature_dim=4)
+        )
+        loss = LossConfig(max_delay=3)
+        parts = {"encoder": base.encoder, "backbone": net, "head": head, "normalizer": base.normalizer, "loss": loss}
+        return Policy(base.spec, **parts).eval()
+
+    return make
+
+
+def _positions(policy, config, seeds, steps=8, **options):
+    """Commands ``[steps, N, 2]`` of a policy that observes a moving point."""
+    actor = make_actor(policy, num_envs=len(seeds), config=config, **options)
+    actor.reset(seeds)
+    start = torch.tensor([[100.0 + s, 3.0, 0.1] for s in seeds])
+    return torch.stack([actor.act({"state": start + torch.tensor([t, 0.0, 0.0])}) for t in range(steps)])
+
+
+def test_a_warm_start_of_all_steps_is_a_plain_one(flow):
+    policy, seeds = flow(), [3, 4, 5]
+    warm = _positions(policy, ExecuteConfig(mode="warm", n_exec=3, warm_steps=6), seeds)
+    plain = _positions(policy, ExecuteConfig(n_exec=3), seeds)
+    assert torch.equal(warm, plain)
+    short = _positions(policy, ExecuteConfig(mode="warm", n_exec=3, warm_steps=2), seeds)
+    assert torch.equal(short[:3], plain[:3])
+    assert not torch.allclose(short, plain, atol=0.1)
+
+
+@pytest.mark.parametrize("mode", ["ensemble", "rtc", "rtc_guided", "warm"])
+def test_a_world_does_not_depend_on_its_neighbours(flow, mode):
+    config = ExecuteConfig(mode=mode, n_exec=3, delay=2)
+    few, many = _positions(flow(), config, [70, 3]), _positions(flow(), config, [*range(30), 70])
+    assert torch.equal(few[:, 0], many[:, 30])
+
+
+@pytest.mark.parametrize("action", ["absolute", "relative", "delta"])
+def test_a_chunk_goes_on_from_known_actions_in_every_action_mode(flow, action):
+    """The certain actions are executed as they were planned, though their reference has moved since."""
+    config = ExecuteConfig(mode="rtc", n_exec=4, delay=2)
+    seen = []
+    policy = flow(action)
+    sample = policy.sample
+
+    def record(obs, noise, *, prefix):
+        seen.append((prefix, sample(obs, noise, prefix=prefix)))
+        return seen[-1][1]
+
+    policy.sample = record
+    out = _positions(policy, config, [5])
+    prefix, chunk = seen[1]
+    assert torch.allclose(chunk[0, :3], prefix.action[0, :3], atol=1e-3)
+    assert torch.allclose(prefix.action[0, :3], out[3:6, 0], atol=1e-3)  # steps 3 (past), 4 and 5 (certain)
+    assert torch.equal(out[6:8, 0], chunk[0, 3:5])
 
 
 @pytest.mark.parametrize(

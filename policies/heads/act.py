@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from visuomotor.data.errors import ConfigError
 from visuomotor.policies.base import ChunkSizes, Head, HeadConfig, NetFn
 from visuomotor.policies.draws import Draws
-from visuomotor.policies.nets.embedding import SinusoidalEmbedding
+from visuomotor.policies.nets.attention import (
+    CrossAttention,
+    EncoderLayer,
+    feed_forward,
+    keys_and_values,
+    linear,
+    positions,
+    written_out,
+)
 
 __all__ = ["ActConfig", "ActHead"]
 
@@ -101,31 +109,32 @@ class ActHead(Head):
 
 
 class _Posterior(nn.Module):
-    """``features [B, F]`` and ``action [B, H, Da]`` to mean and log-variance of the latent, ``[B, Z]`` in float32."""
+    """``features [B, F]`` and ``action [B, H, Da]`` to mean and log-variance of the latent, ``[B, Z]`` in float32.
 
-    positions: Tensor  # [H + 2, width]
+    A transformer encoder over a summary token, the observation and the actions. Only the summary is read at the end,
+    so in the last layer nothing else is computed.
+    """
 
     def __init__(self, config: ActConfig, sizes: ChunkSizes) -> None:
         super().__init__()
-        w = config.width
-        self.summary = nn.Parameter(0.02 * torch.randn(1, 1, w))
+        w, heads, p = config.width, config.attention_heads, config.dropout
         self.observe, self.act = nn.Linear(sizes.feature_dim, w), nn.Linear(sizes.action_dim, w)
-        positions = SinusoidalEmbedding(w)(torch.arange(sizes.horizon + 2))
-        self.register_buffer("positions", positions, persistent=False)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                w, config.attention_heads, 4 * w, config.dropout, activation="gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(config.layers)
-        )
-        self.norm, self.out = nn.LayerNorm(w), nn.Linear(w, 2 * config.latent_dim)
+        self.tokens = positions(sizes.horizon + 2, w)  # the first is the summary's
+        self.layers = nn.ModuleList(EncoderLayer(w, heads, hidden=4 * w, dropout=p) for _ in range(config.layers - 1))
+        self.norm, self.key_value, self.look = nn.LayerNorm(w), linear(w, 2 * w), CrossAttention(w, heads)
+        self.feed = nn.Sequential(nn.LayerNorm(w), feed_forward(w, 4 * w, p))
+        self.out_norm, self.out = nn.LayerNorm(w), nn.Linear(w, 2 * config.latent_dim)
         nn.init.zeros_(self.out.weight)  # begins as the standard normal: no divergence to unlearn first
         nn.init.zeros_(self.out.bias)
 
     def forward(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = [self.summary.expand(len(action), -1, -1), self.observe(features)[:, None], self.act(action)]
-        h = torch.cat([t.float() for t in tokens], dim=1) + self.positions
+        tokens = torch.cat([self.observe(features)[:, None], self.act(action)], dim=1).float()  # [B, 1 + H, width]
+        h = torch.cat([tokens.new_zeros(len(action), 1, tokens.shape[2]), tokens], dim=1) + self.tokens.weight
         for layer in self.layers:
             h = layer(h)
-        mean, log_variance = self.out(self.norm(h[:, 0])).float().chunk(2, dim=-1)
+        seen = self.norm(h)
+        (memory,) = keys_and_values(self.key_value(seen), 1, self.look.heads)
+        summary = h[:, :1] + self.look(seen[:, :1], memory, written_out(h))
+        summary = summary + self.feed(summary)
+        mean, log_variance = self.out(self.out_norm(summary[:, 0])).float().chunk(2, dim=-1)
         return mean, log_variance

@@ -29,7 +29,8 @@ class CarpConfig(HeadConfig):
         corruption: size of the errors that training puts into the coarser scales, in units of their quantisation
             error, so that the finer ones learn to correct what sampling will get wrong.
         label_smoothing: probability that the cross-entropy's target spreads over all codes.
-        temperature: of the choice of codes when acting; 0 always takes the likeliest.
+        temperature: of the choice of codes when acting; 1 is what was learnt, 0 always takes the likeliest. The finest
+            codes are mostly the demonstrators' jitter, which a temperature below 1 leaves out.
         top_k: choose among this many likeliest codes; null among all.
     """
 
@@ -39,7 +40,7 @@ class CarpConfig(HeadConfig):
     width: int = 64
     corruption: float = 0.5
     label_smoothing: float = 0.0
-    temperature: float = 1.0
+    temperature: float = 0.5
     top_k: int | None = None
 
     def __post_init__(self) -> None:

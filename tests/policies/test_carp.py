@@ -97,7 +97,7 @@ def test_a_net_that_knows_nothing_pays_the_logarithm_of_the_number_of_codes(func
 
 
 def test_codes_are_drawn_by_inverting_their_distribution():
-    head = _head(codes=4)
+    head = _head(codes=4, temperature=1.0)
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(1, 4, 4)
     # Normal quantiles of 0.05, 0.25, 0.55, 0.95: one inside each code's share of [0, 1].
     noise = torch.tensor([[-1.6449, -0.6745, 0.1257, 1.6449]])

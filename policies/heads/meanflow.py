@@ -48,7 +48,7 @@ class MeanFlowConfig(AverageVelocityConfig):
         dispersive: the dispersive loss of MP1, off by default.
     """
 
-    flow_ratio: float = 0.5
+    flow_ratio: float = 0.75
     time: TimeConfig = field(default_factory=TimeConfig)
     derivative: str = "jvp"
     tangent: str = "data"

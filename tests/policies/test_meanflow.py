@@ -15,7 +15,9 @@ from visuomotor.policies.heads.average_velocity import spread_rows
 from visuomotor.policies.heads.dispersive import DispersiveConfig, dispersive_loss
 from visuomotor.policies.heads.meanflow import MeanFlowConfig, MeanFlowHead
 from visuomotor.policies.heads.times import TimeConfig
+from visuomotor.policies.nets.dit import DiT, DiTConfig
 from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
+from visuomotor.policies.nets.transformer import Transformer, TransformerConfig
 from visuomotor.policies.nets.unet1d import ConditionalUnet1d, UnetConfig
 
 MEAN, STD = 0.2, 0.3
@@ -114,14 +116,18 @@ def _backbone(name, dropout=0.2):
     torch.manual_seed(0)
     if name == "mlp":
         net = ResidualMLP(MLPConfig(width=32, depth=2, dropout=dropout), sizes)
-    else:
+    elif name == "unet":
         net = ConditionalUnet1d(UnetConfig(dims=[16, 32], groups=4), sizes)
+    elif name == "dit":
+        net = DiT(DiTConfig(width=32, layers=2, dropout=dropout), sizes)
+    else:
+        net = Transformer(TransformerConfig(width=32, encoder_layers=1, decoder_layers=2, dropout=dropout), sizes)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.15)
     return net
 
 
-@pytest.mark.parametrize("name", ["mlp", "unet"])
+@pytest.mark.parametrize("name", ["mlp", "unet", "dit", "transformer"])
 @pytest.mark.parametrize("derivative", ["jvp", "difference"])
 def test_bf16_autocast_leaves_the_derivative_in_float32(name, derivative):
     net = _backbone(name, dropout=0.0)
@@ -145,7 +151,7 @@ def test_bf16_autocast_leaves_the_derivative_in_float32(name, derivative):
     assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
-@pytest.mark.parametrize("name", ["mlp", "unet"])
+@pytest.mark.parametrize("name", ["mlp", "unet", "dit", "transformer"])
 def test_both_derivatives_agree_on_a_network(name):
     net = _backbone(name, dropout=0.0).requires_grad_(False)
     bound = ConditionedNet(net, _head(3, 8), Observed(torch.randn(4, 2, 5)))

@@ -32,8 +32,8 @@ class EDMConfig(HeadConfig):
         sigma_min: smallest noise level; the last step goes from it to 0.
         sigma_max: largest one, where sampling starts. Training has to have seen it: EDM's 80 is for images.
         sigma_data: root mean square of the normalised actions; null measures it on the training data.
-        distribution: of the training levels between these: ``log_normal`` (EDM) or ``log_logistic`` (heavier tails;
-            Reuss et al. 2023, BESO).
+        distribution: of the training levels between these: ``log_logistic`` (Reuss et al. 2023, BESO, whose
+            parameters are the defaults) or ``log_normal`` (EDM, with p_mean -1.2 and p_std 1.2).
         p_mean: location of ln(sigma) in training.
         p_std: scale of ln(sigma): standard deviation of the normal, scale parameter of the logistic.
         stratified: one level from each of B equal slices of probability instead of B independent ones.
@@ -53,9 +53,9 @@ class EDMConfig(HeadConfig):
     sigma_min: float = 0.005
     sigma_max: float = 10.0
     sigma_data: float | None = None
-    distribution: str = "log_normal"
-    p_mean: float = -1.2
-    p_std: float = 1.2
+    distribution: str = "log_logistic"
+    p_mean: float = -0.7
+    p_std: float = 0.5
     stratified: bool = False
     solver: str = "euler"
     sample_steps: int = 10

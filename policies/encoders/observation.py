@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from visuomotor.policies.base import Observed
 from visuomotor.policies.draws import Draws
 from visuomotor.policies.encoders.config import ObservationConfig
 from visuomotor.policies.encoders.goal import GoalEncoder
-from visuomotor.policies.encoders.images import ImageEncoder
+from visuomotor.policies.encoders.images import ImageConfig, ImageEncoder
 from visuomotor.policies.encoders.part import EncoderPart, array_of
 from visuomotor.policies.encoders.points import PointsEncoder
 from visuomotor.policies.encoders.state import StateEncoder
@@ -149,9 +150,7 @@ def _part(kind: str, keys: list[str], specs: Mapping[str, ArraySpec], config: Ob
         return ImageEncoder(keys, specs, config.image)
     if kind == "points":
         return PointsEncoder(keys, specs, config.points)
-    if kind == "text":
-        return TextEncoder(keys, config.text)
-    raise ConfigError(f"observation {keys[0]!r}: encoders of kind {kind} are not in this version")
+    return TextEncoder(keys, config.text)
 
 
 def _goal_encoder(
@@ -168,5 +167,13 @@ def _goal_encoder(
         ):
             shared.append(observed[kind])
         elif keys:
-            own.append(_part(kind, keys, specs, config))
+            own.append(_part(kind, keys, specs, replace(config, image=_of_cameras(config.image, keys))))
     return GoalEncoder(own, shared, config.goal.dim)
+
+
+def _of_cameras(config: ImageConfig, keys: list[str]) -> ImageConfig:
+    """``config`` without the sizes of other cameras than ``keys``, which an encoder of these would refuse."""
+    resize, crop = (
+        {k: v for k, v in sizes.items() if k in keys} for sizes in (config.resize_by_key, config.crop_by_key)
+    )
+    return replace(config, resize_by_key=resize, crop_by_key=crop)

@@ -103,7 +103,7 @@ def test_training_hides_the_share_that_was_asked_for_and_nothing_else_does():
 
 
 def test_an_image_goal_shares_the_weights_of_its_camera():
-    image = ImageConfig(feature_dim=8, resnet=ResNetConfig(width=0.25))
+    image = ImageConfig(feature_dim=8, pool="mean", resnet=ResNetConfig(width=0.25))
     camera = ArraySpec(shape=(16, 16, 3), dtype="uint8")
     config = ObservationConfig(keys=["img"], image=image, goal=GoalConfig(keys=["img"], dim=4))
     e = ObservationEncoder(config, {"img": camera, "goal/img": camera}).eval()
@@ -120,6 +120,17 @@ def test_an_image_goal_shares_the_weights_of_its_camera():
         torch.nn.init.zeros_(p)
     blind = copied({**obs, "goal/img": img[:, 1:2]}, Normalizer({}, {})).features
     assert torch.equal(copied(obs, Normalizer({}, {})).features, blind)  # the copy's goal uses the copy's camera
+
+
+def test_a_goal_of_one_of_two_cameras_has_an_encoder_of_its_own():
+    image = ImageConfig(feature_dim=8, pool="mean", resnet=ResNetConfig(width=0.25), crop_by_key={"wrist": [12, 12]})
+    camera = ArraySpec(shape=(16, 16, 3), dtype="uint8")
+    config = ObservationConfig(keys=["img", "wrist"], image=image, goal=GoalConfig(keys=["img"], dim=4))
+    e = ObservationEncoder(config, dict.fromkeys(["img", "wrist", "goal/img"], camera))
+    assert any(k.startswith("goal.own.0.trunks.0") for k in e.state_dict())
+    img = torch.zeros(2, 2, 16, 16, 3, dtype=torch.uint8)
+    seen = e({"img": img, "wrist": img, "goal/img": img[:, :1]}, Normalizer({}, {}))
+    assert seen.features.shape == (2, 2, 4 + 16)
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,9 @@ def test_loss_of_a_gaussian_target_from_pure_noise(function_net):
     head = EnergyHead(EnergyConfig(start="noise"), SIZES)
     action = CENTRE + 0.3 * torch.randn(8000, 3, 2, generator=torch.Generator().manual_seed(0))
     best = function_net(lambda x, t: CENTRE.expand_as(x) + 0 * x)
-    assert float(head.loss(best, action, Draws(0)).mean()) == pytest.approx(0.09, rel=0.03)
+    assert head.loss(best, action, Draws(0)).mean().item() == pytest.approx(0.09, rel=0.03)
     off = function_net(lambda x, t: CENTRE.expand_as(x) + 0.1 + 0 * x)
-    assert float(head.loss(off, action, Draws(0)).mean()) == pytest.approx(0.10, rel=0.03)
+    assert head.loss(off, action, Draws(0)).mean().item() == pytest.approx(0.10, rel=0.03)
 
 
 def test_loss_between_noise_and_action_by_hand(function_net):

@@ -227,8 +227,8 @@ def test_the_goal_decides_and_guidance_sharpens():
     assert 0.65 < plain < 0.95  # the demonstrations follow the goal in 80 of 100 cases
     assert 0.05 < share_right(policy, -1) < 0.35
     set_guidance(policy, 3.0)  # 0.8^3 / (0.8^3 + 0.2^3) = 0.98
-    assert share_right(policy, 1) > max(0.93, plain)
-    assert share_right(policy, -1) < 0.07
+    assert share_right(policy, 1) > max(0.87, plain + 0.1)
+    assert share_right(policy, -1) < 0.13
     set_guidance(policy, 0.0)  # what it does without a goal: both ways
     assert 0.3 < share_right(policy, 1) < 0.7
 

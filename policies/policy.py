@@ -126,15 +126,20 @@ class Policy(nn.Module):
         """
         differentiates = self.head.needs_gradient or (guide is not None and guide.needs_gradient)
         with torch.no_grad() if differentiates else torch.inference_mode():
-            if prefix is not None:
-                self._check_prefix()
-                prefix = Prefix(self.normalize_action(prefix.action, obs), prefix.mask)
-            net = self._guided_net(obs, prefix)
-            chunk = self.head.sample(net, noise, **self._options(guide, start))
-            chunk = chunk.float()
-            if prefix is not None:
-                chunk = torch.where(prefix.mask[..., None], prefix.action, chunk)
-            return self.unnormalize_action(chunk, obs)
+            return self.generate(obs, noise, prefix=prefix, guide=guide, start=start)
+
+    def generate(
+        self, obs: Mapping[str, Tensor], noise: Tensor, *, prefix: Prefix | None = None, guide: Guide | None = None,
+        start: WarmStart | None = None,
+    ) -> Tensor:  # fmt: skip
+        """:meth:`sample` in the caller's gradient mode; what an export traces."""
+        if prefix is not None:
+            self._check_prefix()
+            prefix = Prefix(self.normalize_action(prefix.action, obs), prefix.mask)
+        chunk = self.head.sample(self._guided_net(obs, prefix), noise, **self._options(guide, start)).float()
+        if prefix is not None:
+            chunk = torch.where(prefix.mask[..., None], prefix.action, chunk)
+        return self.unnormalize_action(chunk, obs)
 
     def uncertainty(self, obs: Mapping[str, Tensor], action: Tensor) -> Tensor:
         """How unlikely the raw ``action [B, H, Da]`` is after ``obs``: ``[B]``, larger is less likely.

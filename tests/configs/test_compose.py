@@ -70,7 +70,7 @@ def test_saved_settings_come_back_the_same():
         (["polcy=diffusion"], r"unknown setting 'polcy'.*'policy'"),
         (["policy=difusion"], r"unknown policy 'difusion'.*Did you mean 'diffusion'"),
         (["task=push"], r"unknown task 'push'.*'pusht'"),
-        (["backbone=resnet"], r"unknown backbone 'resnet'.*Known: mlp, unet"),
+        (["backbone=resnet"], r"unknown backbone 'resnet'.*Known: dit, mlp, transformer, unet"),
         (["train.stps=3"], r"unknown setting 'train.stps'.*'train.steps'"),
         (["policy.foo=3"], r"unknown setting 'policy.foo'"),
         (["+foo=3"], r"unknown setting 'foo'"),
@@ -110,7 +110,7 @@ def test_commands_without_groups_take_the_same_words():
 
 def test_help_names_every_setting_with_its_default_and_meaning():
     text = train_help()
-    parts = ["policy=diffusion", "backbone=mlp|unet", "task=none|pusht", "train.steps=", "window.horizon=16"]
+    parts = ["policy=diffusion", "backbone=dit|mlp|transformer|unet", "task=none|pusht", "train.steps=", "window.horizon=16"]
     for part in [*parts, "policy.solver=", "optim.lr=", "data.path=(must be given)", "env.max_episode_steps=300"]:
         assert part in text, part
     assert "action.norm.clip=null" in text  # what the owner set, not the default of its class

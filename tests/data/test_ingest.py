@@ -56,7 +56,7 @@ def test_the_place_of_a_bad_value_counts_over_blocks():
 
 @pytest.mark.parametrize("scale", [1, 255])
 def test_black_frames_first_and_every_grey_level(scale):
-    pixels = np.zeros((35, 8, 8, 1), np.uint8)
+    pixels = np.zeros((35, 8, 8, 3), np.uint8)
     pixels[15:].flat[:256] = np.arange(256)
     flat = Blocks((pixels / np.float64(scale)).astype("float32"), [35]).ingest()
     np.testing.assert_array_equal(flat, pixels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ from visuomotor.policies.encoders.vit import ViTConfig
 RGB = ArraySpec(shape=(24, 24, 3), dtype="uint8")
 DEPTH = ArraySpec(shape=(24, 24, 1), unit="m")
 NONE = Normalizer({}, {})
-SMALL = {"resnet": ResNetConfig(width=0.25, stem="small", keypoints=4), "feature_dim": 8}
+SMALL: dict[str, Any] = {"resnet": ResNetConfig(width=0.25, stem="small", keypoints=4), "feature_dim": 8}
 EVERYTHING = AugmentConfig(
     shift=2, erase=0.5, jitter=JitterConfig(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1),
     greenscreen=GreenScreenConfig(probability=0.7), overlay=OverlayConfig(probability=0.7),

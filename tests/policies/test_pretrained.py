@@ -99,7 +99,7 @@ def test_a_vision_transformer_of_timm_gives_its_grid(timm: Any):
         ({"name": "vit_tiny_patch16_224"}, r"reads images of 224x224 pixels, not of 64x64.*obs\.image\.resize"),
     ],
 )
-def test_refusals_of_timm(timm: Any, config: dict[str, str], says: str):
+def test_refusals_of_timm(timm: Any, config: dict[str, Any], says: str):
     with pytest.raises(ConfigError, match=says):
         PretrainedTrunk(PretrainedConfig(**config), 3, (64, 64))
 

@@ -99,7 +99,7 @@ def test_tokens_know_their_place():
 
 def test_vit_lays_its_patches_out_as_they_are():
     vit = ViT(ViTConfig(patch=4, dim=12, depth=1, heads=2), 3, (8, 12))
-    nn.init.zeros_(vit.layers[0].project.weight)  # no patch hears of another
+    nn.init.zeros_(vit.get_parameter("layers.0.project.weight"))  # no patch hears of another
     nn.init.zeros_(vit.position)
     x = torch.zeros(1, 3, 8, 12)
     x[..., 4:, 8:] = 1.0  # the last patch

@@ -167,7 +167,8 @@ class Policy(nn.Module):
         return ConditionedNet(self.backbone, self.head, seen, prefix_dim=size, prefix=prefix)
 
     def _guided_net(self, obs: Mapping[str, Tensor], prefix: Prefix | None) -> NetFn:
-        net = self._net(self.encoder(obs, self.normalizer), prefix)
+        seen = self.encoder(obs, self.normalizer)
+        net = self._net(seen, prefix)
         if self.guidance_scale == 1.0:
             return net
         if not self.head.is_field:
@@ -175,7 +176,7 @@ class Policy(nn.Module):
                 f"guidance_scale={self.guidance_scale:g}: {type(self.head).__name__} does not predict a field over "
                 "chunks, so predictions with and without the goal cannot be extrapolated"
             )
-        null = self._net(self.encoder.without_goal(obs, self.normalizer), prefix)
+        null = self._net(self.encoder.hide_goal(seen), prefix)
         return BlendedNet([net, null], [self.guidance_scale, 1.0 - self.guidance_scale])
 
     def _random_prefix(self, action: Tensor, draws: Draws) -> Prefix | None:

@@ -114,15 +114,6 @@ class ObservationEncoder(nn.Module):
         null = torch.where(rows, self.null_token.to(seen.tokens.dtype), seen.tokens[:, :words])
         return Observed(features, torch.cat([null, seen.tokens[:, words:]], dim=1))
 
-    def without_goal(self, obs: Mapping[str, Tensor], normalizer: Normalizer) -> Observed:
-        """As :meth:`forward`, with goal and texts hidden.
-
-        Raises:
-            ConfigError: the policy has neither goal nor text, or never saw them hidden in training.
-        """
-        self.check_hideable()
-        return self.hide_goal(self(obs, normalizer))
-
     def check_hideable(self) -> None:
         """Refuse to go without goal and texts.
 

@@ -42,9 +42,11 @@ class MeanFlowConfig(AverageVelocityConfig):
         tangent: the velocity along which it is taken: ``data`` (noise - clean, as in the paper) or ``model`` (what the
             network says at r = t: less noise in the target for another evaluation; Geng et al., Improved Mean Flows,
             arXiv:2512.02012).
-        adaptive_power: chunks are weighted by ``1 / (mean squared error + adaptive_floor) ** adaptive_power``: 0 for
-            none; 1 in the paper, 0.5 in MP1.
-        adaptive_floor: see ``adaptive_power``.
+        adaptive_power: in the loss a chunk has the weight ``1 / (mean squared error + adaptive_floor) **
+            adaptive_power``, a constant for the gradient: 0 for none, 1 in the MeanFlow paper, 0.5 in MP1
+            (arXiv:2507.10543). Above 0 chunks far from the prediction count less, so that it leans to the likelier of
+            several modes instead of their mean.
+        adaptive_floor: see ``adaptive_power``; in squared normalised units.
         dispersive: the dispersive loss of MP1, off by default.
     """
 
@@ -52,7 +54,7 @@ class MeanFlowConfig(AverageVelocityConfig):
     time: TimeConfig = field(default_factory=TimeConfig)
     derivative: str = "jvp"
     tangent: str = "data"
-    adaptive_power: float = 0.0
+    adaptive_power: float = 1.0
     adaptive_floor: float = 1e-3
     dispersive: DispersiveConfig = field(default_factory=DispersiveConfig)
 
@@ -67,9 +69,9 @@ class MeanFlowConfig(AverageVelocityConfig):
             raise ConfigError(f"head meanflow: time.min_time={self.time.min_time:g}: r / t needs it above 0")
         if not 0.0 < self.flow_ratio < 1.0:
             raise ConfigError(
-                f"head meanflow: flow_ratio={self.flow_ratio:g}: expected a share in (0, 1). At 0 nothing ties the "
-                "average velocity to the data and training collapses (MP1 falls from 82 % to 2 % success); at 1 no "
-                "jumps are learnt, and policy=flow does the same"
+                f"head meanflow: flow_ratio={self.flow_ratio:g}: expected a share in (0, 1). At 0 the velocity that "
+                "jumps are made of is never learnt and training collapses (MP1 falls from 82 % to 2 % success); at 1 "
+                "no jumps are learnt, and policy=flow does the same"
             )
         if self.adaptive_power < 0.0 or self.adaptive_floor <= 0.0:
             raise ConfigError(
@@ -106,8 +108,7 @@ class MeanFlowHead(AverageVelocityHead):
             clean, v = action[rows], velocity[rows]
             jumps = self.target(net.rows(rows), out.detach()[rows], x[rows], times[rows], clean, v)
             target = target.index_copy(0, rows, jumps)
-        square = (out - target).square()
-        loss = square.mean(-1) * self._weight(square.detach())
+        loss = self._weighted((out - target).square())
         if hidden is not None:
             loss = loss + c.dispersive.weight * dispersive_loss(hidden, c.dispersive.temperature)
         return loss
@@ -147,6 +148,7 @@ class MeanFlowHead(AverageVelocityHead):
             ahead = net(x + h * along, times + h)
         return (ahead - net(x - h * along, times - h)) / (2.0 * h)
 
-    def _weight(self, square: Tensor) -> Tensor:
-        """Weight ``[B, 1]`` of each chunk by its squared errors ``[B, H, Da]``."""
-        return (square.mean((1, 2)) + self.config.adaptive_floor).pow(-self.config.adaptive_power)[:, None]
+    def _weighted(self, square: Tensor) -> Tensor:
+        """Squared errors ``[B, H, Da]`` to the loss of every step ``[B, H]``, with the adaptive weight of its chunk."""
+        weight = (square.detach().mean((1, 2)) + self.config.adaptive_floor).pow(-self.config.adaptive_power)
+        return square.mean(-1) * weight[:, None]

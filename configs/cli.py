@@ -17,6 +17,7 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor eval checkpoint=<run> task=pusht         score and success over test seeds, with videos
   visuomotor eval checkpoint=<run> data=<zarr>        open-loop error on held-out episodes
   visuomotor bench pusht data=<zarr>                  every head under the same budget, as a table; resumable
+  visuomotor export checkpoint=<run>                  the policy as ONNX and as a torch.export program
   visuomotor data inspect <zarr>                      what a dataset holds
   visuomotor data validate <zarr>                     what is wrong with it, by array, episode and step
   visuomotor info                                     versions, devices, extras present or missing
@@ -47,6 +48,7 @@ def _run(words: list[str]) -> int:
         "train": _train,
         "eval": _eval,
         "bench": _bench,
+        "export": _export,
         "data": _data,
         "info": _info,
     }
@@ -87,6 +89,17 @@ def _bench(words: list[str]) -> int:
     from visuomotor.configs.bench import main as bench
 
     return bench(words)
+
+
+def _export(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.help import export_help
+
+        print(export_help(), end="")
+        return 0
+    from visuomotor.configs.export import main as export
+
+    return export(words)
 
 
 def _data(words: list[str]) -> int:

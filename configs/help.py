@@ -12,11 +12,12 @@ from omegaconf import MISSING as MUST_BE_GIVEN
 
 from visuomotor.configs.bench import BenchConfig
 from visuomotor.configs.compose import groups
+from visuomotor.configs.export import ExportConfig
 from visuomotor.configs.registry import backbones, heads
 from visuomotor.configs.schema import EvalConfig, TrainConfig
 from visuomotor.envs.registry import get_task, task_names
 
-__all__ = ["bench_help", "eval_help", "train_help"]
+__all__ = ["bench_help", "eval_help", "export_help", "train_help"]
 
 _TRAIN = """\
 visuomotor train: train a policy on demonstrations, evaluate it, write report.html
@@ -49,6 +50,15 @@ visuomotor bench: every head under the same training budget, tested on the same 
 The same command goes on with a bench that was stopped.
 
 """
+_EXPORT = """\
+visuomotor export: a trained policy as a program of its own, sampler and normalisation included
+
+  visuomotor export checkpoint=runs/<run>                              policy.onnx, policy.pt2 and io.json
+  visuomotor export checkpoint=runs/<run> out=robot formats=[onnx] sample_steps=4
+
+Each file is loaded again and compared with PyTorch; one that differs is refused.
+
+"""
 
 
 def train_help() -> str:
@@ -72,6 +82,11 @@ def eval_help() -> str:
 def bench_help() -> str:
     """Help of ``visuomotor bench``."""
     return _BENCH + _section("", BenchConfig)
+
+
+def export_help() -> str:
+    """Help of ``visuomotor export``."""
+    return _EXPORT + _section("", ExportConfig)
 
 
 def _section(title: str, schema: type) -> str:

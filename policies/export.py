@@ -273,7 +273,7 @@ def _four_axes(module: fx.GraphModule) -> None:
             )
         with module.graph.inserting_after(node):
             out = module.graph.call_function(torch.ops.aten.squeeze.dim, (node, 1))
-        node.replace_all_uses_with(out, delete_user_cb=lambda user, out=out: user is not out)  # type: ignore[misc]
+        node.replace_all_uses_with(out, delete_user_cb=lambda user, out=out: user is not out)
     module.recompile()
 
 

@@ -22,7 +22,8 @@ from visuomotor.configs.bench import BenchConfig
 from visuomotor.configs.bench_table import replace_block
 from visuomotor.configs.cli import main
 from visuomotor.configs.compose import compose_train, groups, parse_plain
-from visuomotor.configs.help import bench_help, eval_help, train_help
+from visuomotor.configs.export import ExportConfig
+from visuomotor.configs.help import bench_help, eval_help, export_help, train_help
 from visuomotor.configs.registry import backbones, heads
 from visuomotor.configs.schema import EvalConfig
 from visuomotor.data.store import DemoStore
@@ -99,6 +100,8 @@ def test_settings_of_written_commands_are_accepted(page: Path) -> None:
         compose_train(words)
     for words in commands(page, "eval"):
         parse_plain(EvalConfig, words)
+    for words in commands(page, "export"):
+        parse_plain(ExportConfig, words)
     own = {f.name for f in fields(BenchConfig)}
     for task, *words in commands(page, "bench"):
         config = parse_plain(BenchConfig, [w for w in words if w.partition("=")[0] in own])
@@ -121,7 +124,7 @@ def helped(text: str) -> dict[str, dict[str, str]]:
 
 
 TRAIN = helped(train_help())
-OTHERS = helped(eval_help())[""] | helped(bench_help())[""]
+OTHERS = helped(eval_help())[""] | helped(bench_help())[""] | helped(export_help())[""]
 KNOWN = {key for section in TRAIN.values() for key in section} | set(OTHERS)
 
 
@@ -176,7 +179,7 @@ def test_settings_named_in_the_text_exist(page: Path) -> None:
         for word in code.split():
             key = word.partition("=")[0].removesuffix(".*").removesuffix(".")
             if re.fullmatch(r"[a-z]\w*(\.\w+)+", key) and key.partition(".")[0] in first and "/" not in word:
-                assert key in KNOWN or key in parents or key.endswith((".py", ".json")), f"{page.name}: {key}"
+                assert key in KNOWN or key in parents or key.endswith((".py", ".json", ".onnx", ".pt2")), f"{page.name}: {key}"
 
 
 def table_of(page: str, first: str) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from visuomotor.policies.spec import PolicySpec
 onnxruntime = pytest.importorskip("onnxruntime", reason="extra 'export' is not installed")
 pytest.importorskip("onnxscript", reason="extra 'export' is not installed")
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"width": 32, "depth": 2},
     "unet": {"dims": [16, 32], "groups": 4},
     "dit": {"width": 32, "layers": 2, "heads": 2},
@@ -160,7 +161,7 @@ def test_weights_are_in_the_file_once_however_many_steps_there_are(tmp_path):
     assert sizes[0] > weights
 
 
-POSE = {"mode": "relative", "reference_key": "pose", "pose_groups": [list(range(9))]}
+POSE = ActionConfig(mode="relative", reference_key="pose", pose_groups=[list(range(9))])
 
 
 def cases():
@@ -189,7 +190,7 @@ def cases():
     return {
         "angles": ({"obs": ObservationConfig(angles={"state": [2]})}, "mlp"),
         "delta": ({"action": ActionConfig(mode="delta", reference_key="state", reference_dims=[0, 1])}, "mlp"),
-        "relative pose": ({"specs": pose, "obs": observing(pose), "action": ActionConfig(**POSE), "da": 9}, "mlp"),
+        "relative pose": ({"specs": pose, "obs": observing(pose), "action": POSE, "da": 9}, "mlp"),
         "images": ({"specs": image, "obs": observing(image, image=pooled)}, "unet"),
         "image tokens": ({"specs": image, "obs": observing(image, image=tokens)}, "dit"),
         "vit": ({"specs": image, "obs": observing(image, image=vit)}, "mlp"),

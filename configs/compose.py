@@ -172,14 +172,27 @@ def _apply(cfg: DictConfig, overrides: Sequence[Override]) -> DictConfig:
     cfg = copy.deepcopy(cfg)
     OmegaConf.set_struct(cfg, False)  # which new keys are allowed was checked before; Hydra would allow none
     for o in overrides:
-        nested: Any = o.value()
-        for part in reversed(o.key_or_group.split(".")):
-            nested = {part: nested}
         with _explained(o.input_line or ""):
-            merged = OmegaConf.merge(cfg, nested)
+            try:
+                merged = OmegaConf.merge(cfg, _nested(o.key_or_group, o.value()))
+            except OmegaConfBaseException:  # lists of lists of decimal numbers refuse whole ones, single values do not
+                merged = OmegaConf.merge(cfg, _nested(o.key_or_group, _decimal(o.value())))
         assert isinstance(merged, DictConfig)
         cfg = merged
     return cfg
+
+
+def _nested(key: str, value: Any) -> Any:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _decimal(value: Any) -> Any:
+    """``value`` with every whole number inside a list as a decimal one."""
+    if isinstance(value, list):
+        return [float(v) if type(v) is int else _decimal(v) for v in value]
+    return value
 
 
 def _finish(cfg: DictConfig, task: str) -> Composed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from visuomotor.data.errors import ConfigError, nearest
 
@@ -64,17 +63,11 @@ class SteerConfig:
     """
 
     target: list[float] = field(default_factory=list)
-    path: list[Any] = field(default_factory=list)  # of list[float]; typed so, settings would refuse whole numbers
+    path: list[list[float]] = field(default_factory=list)
     dims: list[int] = field(default_factory=list)
     strength: float = 0.1
 
     def __post_init__(self) -> None:
-        try:
-            self.path = [[float(v) for v in corner] for corner in self.path]
-        except (TypeError, ValueError):
-            raise ConfigError(
-                f"steer.path={self.path}: expected a list of corners, as in [[100,100],[200,300]]"
-            ) from None
         if self.target and self.path:
             raise ConfigError("steer: give target= (a point) or path= (corners of a path), not both")
         sizes = sorted({len(p) for p in self.corners})

@@ -69,7 +69,7 @@ class EnergyHead(Head):
     """Descends a learned energy. The energy of a chunk rates it: it is that chunk's :meth:`uncertainty`.
 
     Sums of energies are energies (products of experts), and a weighted sum of outputs ``f`` has the weighted sum of
-    the energies: goal guidance and composition work.
+    the energies: goal guidance works.
     """
 
     is_field = True

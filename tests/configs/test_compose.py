@@ -117,3 +117,10 @@ def test_help_names_every_setting_with_its_default_and_meaning():
     assert "action.norm.clip=null" in text  # what the owner set, not the default of its class
     assert "checkpoint=(must be given)" in eval_help()
     assert max(map(len, text.splitlines())) <= 124
+
+
+def test_whole_numbers_are_welcome_in_lists_of_decimal_ones():
+    words = ["data=x", "obs.keys=[depth]", "obs.points.keys=[depth]", "obs.points.intrinsics.depth=[610,610,320.5,240]"]
+    assert compose_train(words).config.obs.points.intrinsics == {"depth": [610.0, 610.0, 320.5, 240.0]}
+    with pytest.raises(ConfigError, match=r"obs\.keys"):
+        compose_train(["data=x", "obs.keys=3"])

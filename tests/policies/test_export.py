@@ -195,7 +195,7 @@ def cases():
         "angles": ({"obs": ObservationConfig(angles={"state": [2]})}, "mlp"),
         "delta": ({"action": ActionConfig(mode="delta", reference_key="state", reference_dims=[0, 1])}, "mlp"),
         "relative pose": ({"specs": pose, "obs": observing(pose), "action": POSE, "da": 9}, "mlp"),
-        "images": ({"specs": image, "obs": observing(image, image=pooled)}, "unet"),
+        "images": ({"specs": image, "obs": observing(image, image=pooled)}, "mlp"),
         "image tokens": ({"specs": image, "obs": observing(image, image=tokens)}, "dit"),
         "vit": ({"specs": image, "obs": observing(image, image=vit)}, "mlp"),
         "depth": ({"specs": {"depth": distance}, "obs": observing(["depth"], image=depth)}, "mlp"),

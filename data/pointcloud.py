@@ -78,8 +78,8 @@ def farthest_points(points: Tensor, n: int, valid: Tensor | None = None) -> Tens
     xyz = points[..., :3]
     batch = torch.arange(len(xyz), device=xyz.device)
     valid = torch.ones(xyz.shape[:2], dtype=torch.bool, device=xyz.device) if valid is None else valid
-    weight = valid.to(xyz.dtype)[..., None]
-    centroid = (xyz * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1.0)
+    xyz = torch.where(valid[..., None], xyz, 0.0)  # what is not valid may be NaN, which would spread to the centroid
+    centroid = xyz.sum(1, keepdim=True) / valid.sum(1)[:, None, None].clamp_min(1)
     # A point that is not valid is nearer to everything than any valid one, so it is never the farthest.
     ineligible = torch.where(valid, torch.inf, -1.0).to(xyz.dtype)
     distance = (xyz - centroid).square().sum(-1).minimum(ineligible)  # [B, N]

@@ -64,6 +64,16 @@ def test_farthest_points_by_hand():
     assert set(farthest_points(line, 4, two)[0].tolist()) == {1, 3}  # repeated, never an invalid one
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_farthest_points_do_not_notice_what_the_missing_ones_hold(bad):
+    cloud = torch.rand(1, 20, 3, generator=torch.Generator().manual_seed(0))
+    valid = torch.arange(20)[None] % 3 > 0
+    expected = farthest_points(cloud, 6, valid)
+    cloud[~valid] = bad  # as an organised cloud of a robot's camera has them
+    assert torch.equal(farthest_points(cloud, 6, valid), expected)
+    assert len(set(expected[0].tolist())) == 6
+
+
 def brute_force(points: list[list[float]], valid: list[bool], n: int) -> list[int]:
     """Farthest point sampling as its definition reads, one sample, in double precision."""
     keep = [i for i, v in enumerate(valid) if v]

@@ -15,7 +15,7 @@ from visuomotor.policies.draws import Draws
 from visuomotor.policies.encoders.augment import AugmentConfig
 from visuomotor.policies.encoders.part import EncoderPart, PartOutput, array_of
 from visuomotor.policies.encoders.pretrained import PretrainedConfig, PretrainedTrunk
-from visuomotor.policies.encoders.readout import PooledReadout, TokenReadout
+from visuomotor.policies.encoders.readout import PooledReadout, TokenReadout, with_time
 from visuomotor.policies.encoders.resnet import ResNet18, ResNetConfig
 from visuomotor.policies.encoders.trunk import Trunk
 from visuomotor.policies.encoders.view import View
@@ -132,7 +132,7 @@ class ImageEncoder(EncoderPart):
         if not self._tokens:
             return PartOutput(torch.cat(outs, dim=-1).float())  # [B, To, cameras * feature_dim]
         tokens = [out + camera for out, camera in zip(outs, self.camera, strict=True)]  # each [B, To, L, E]
-        return PartOutput(None, torch.cat([_with_time(t).flatten(1, 2) for t in tokens], dim=1).float())
+        return PartOutput(None, torch.cat([with_time(t).flatten(1, 2) for t in tokens], dim=1).float())
 
     def _encode(self, images: list[Tensor]) -> list[Tensor]:
         """Each camera's frames ``[B * To, C, h, w]`` to ``[B * To, F]`` or ``[B * To, L, E]``."""
@@ -188,12 +188,3 @@ def _check_has_places(key: str, size: tuple[int, int], stride: int) -> None:
             f"feature map, of which a spatial softmax tells nothing: expected more than {stride} pixels; or set "
             "obs.image.resnet.stem=small (16 pixels a place) or obs.image.pool=mean"
         )
-
-
-def _with_time(tokens: Tensor) -> Tensor:
-    """Tell the observed steps of ``tokens [B, To, L, E]`` apart: a fixed code of how long ago each was, now = 0."""
-    steps, dim = tokens.shape[1], tokens.shape[-1]
-    ago = torch.arange(steps - 1, -1, -1, device=tokens.device, dtype=torch.float32)
-    rate = torch.logspace(0, -2, dim // 2, device=tokens.device)
-    angle = ago[:, None] * rate
-    return tokens + torch.cat([angle.sin(), angle.cos() - 1.0], dim=-1)[:, None]

@@ -21,6 +21,7 @@ from visuomotor.data.pointcloud import (
 from visuomotor.data.spec import ArraySpec
 from visuomotor.policies.draws import Draws
 from visuomotor.policies.encoders.part import EncoderPart, PartOutput, array_of
+from visuomotor.policies.encoders.readout import with_time
 
 __all__ = ["PointsConfig", "PointsEncoder"]
 
@@ -109,8 +110,9 @@ class PointsEncoder(EncoderPart):
     """A perceptron for every point with layer norms, then the maximum over all points.
 
     The encoder of DP3 (Ze et al. 2024, arXiv:2403.03954, section III-B); without the maximum, one token a point, that
-    of ManiFlow (Yan et al. 2025, arXiv:2509.01819). The vector does not depend on the order of the points. Positions
-    are scaled such that the longest side of the box is ``[-1, 1]``; without a box they stay in metres.
+    of ManiFlow (Yan et al. 2025, arXiv:2509.01819), marked with how long ago its cloud was seen. The vector does not
+    depend on the order of the points. Positions are scaled such that the longest side of the box is ``[-1, 1]``;
+    without a box they stay in metres.
 
     Raises:
         ConfigError: an array that is neither a point cloud nor a depth image with intrinsics.
@@ -162,7 +164,7 @@ class PointsEncoder(EncoderPart):
         position = (cloud[..., :3] - self.centre) / self._half_width
         points = self.per_point(torch.cat([position, cloud[..., 3:]], dim=-1))
         if self.config.tokens:
-            return PartOutput(None, self.out(points).flatten(1, 2))  # [B, To * n, dim]
+            return PartOutput(None, with_time(self.out(points)).flatten(1, 2))  # [B, To * n, dim]
         return PartOutput(self.out(points.amax(-2)))
 
     def cloud(self, obs: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a feature map to what a policy reads of it: pooled features, or one token a place."""
+"""From a feature map to what a policy reads of it: pooled features, or one token a place, marked with its time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from visuomotor.policies.encoders.resnet import SpatialSoftmax
 from visuomotor.policies.encoders.vit import AttentionPool
 
-__all__ = ["PooledReadout", "TokenReadout"]
+__all__ = ["PooledReadout", "TokenReadout", "with_time"]
 
 
 class PooledReadout(nn.Module):
@@ -49,6 +49,15 @@ class TokenReadout(nn.Module):
         code = _position_code(h, w, self._dim, feature_map.device)
         out: Tensor = self.project(feature_map.flatten(2).transpose(1, 2)) + self.position(code)
         return out
+
+
+def with_time(tokens: Tensor) -> Tensor:
+    """Tell the observed steps of ``tokens [B, To, L, E]`` apart: a fixed code of how long ago each was, now = 0."""
+    steps, dim = tokens.shape[1], tokens.shape[-1]
+    ago = torch.arange(steps - 1, -1, -1, device=tokens.device, dtype=torch.float32)
+    rate = torch.logspace(0, -2, (dim + 1) // 2, device=tokens.device)
+    angle = ago[:, None] * rate
+    return tokens + torch.cat([angle.sin(), angle.cos() - 1.0], dim=-1)[:, None, :dim]
 
 
 def _position_code(h: int, w: int, dim: int, device: torch.device) -> Tensor:

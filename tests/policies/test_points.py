@@ -76,6 +76,16 @@ def test_depth_images_of_two_cameras_become_one_cloud_in_the_base_frame():
     assert {tuple(p) for p in cloud[0, 0].tolist()} == expected
 
 
+@pytest.mark.parametrize("dim", [16, 7])
+def test_tokens_of_a_point_tell_when_it_was_seen(dim):
+    e = encoder(tokens=True, n_points=8, dim=dim)
+    still = a_cloud(n=8)[:, :1].repeat(1, 3, 1, 1)
+    before, now = e({"cloud": still}, NOTHING).tokens.view(2, 3, 8, dim)[:, 1:].unbind(1)
+    assert (before - now).abs().amax(-1).min() > 0.1
+    alone = e({"cloud": still[:, :1]}, NOTHING).tokens
+    assert torch.allclose(now, alone, atol=1e-5)  # one observed step, or the latest of several: the present
+
+
 def test_tokens_are_one_a_point_and_reach_the_policy_without_features():
     e = encoder(tokens=True, n_points=8, dim=16)
     assert (e.feature_dim, e.token_dim) == (0, 16)

@@ -120,6 +120,17 @@ def test_one_ddim_step_by_hand():
     assert float(two.b[0]) == pytest.approx(float(bar[49].sqrt() - a * bar[99].sqrt()), abs=1e-6)
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("n", [16, 60, 75])
+def test_ddim_steps_lead_to_the_level_that_is_visited_next(n, spacing):
+    bar = alphas_cumprod(100, "squaredcos_cap_v2").double()
+    steps = solver_steps("ddim", n, train_steps=100, beta_schedule="squaredcos_cap_v2", spacing=spacing)
+    start, end = bar[steps.t], torch.cat([bar[steps.t[1:]], torch.ones(1, dtype=torch.float64)])
+    a = ((1 - end) / (1 - start)).sqrt()
+    assert steps.a.tolist() == pytest.approx(a.tolist(), abs=1e-5)
+    assert steps.b.tolist() == pytest.approx((end.sqrt() - a * start.sqrt()).tolist(), abs=1e-5)
+
+
 def test_clip_bounds_the_clean_estimate_for_every_solver(function_net):
     for solver in ("ddpm", "ddim", "dpmpp"):
         noise = 3 * torch.randn(2, 101, 4, 1, generator=torch.Generator().manual_seed(0))

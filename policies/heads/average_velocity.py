@@ -110,12 +110,13 @@ class AverageVelocityHead(Head):
 
 
 @cache
-def spread_rows(n: int, share: float, first: int) -> Tensor:
+def spread_rows(n: int, share: float, first: int, device: torch.device) -> Tensor:
     """Indices of ``share`` of ``n`` rows, evenly spread; never written to.
 
     The rows are those ``first .. first + n - 1`` of the batch of all ranks, so that ranks choose as one process would;
-    and several draws of one observation, which are neighbours, are divided as well.
+    and several draws of one observation, which are neighbours, are divided as well. They are kept on the device: a
+    step that is recorded as a CUDA graph must not copy them there.
     """
     marks = [math.floor((first + i) * share + 1e-6) for i in range(n + 1)]
     with torch.inference_mode(False):
-        return torch.tensor([i for i in range(n) if marks[i + 1] > marks[i]], dtype=torch.long)
+        return torch.tensor([i for i in range(n) if marks[i + 1] > marks[i]], dtype=torch.long, device=device)

@@ -92,7 +92,7 @@ class MeanFlowHead(AverageVelocityHead):
         c, b = self.config, len(action)
         first, second = sample_times(c.time, b, draws), sample_times(c.time, b, draws)
         noise = draws.normal(tuple(action.shape))
-        rows = spread_rows(b, 1.0 - c.flow_ratio, draws.rank * b).to(action.device)
+        rows = spread_rows(b, 1.0 - c.flow_ratio, draws.rank * b, action.device)
         t = first.index_copy(0, rows, torch.maximum(first, second)[rows])
         step = torch.zeros_like(t).index_copy(0, rows, (first - second).abs()[rows])
         velocity = noise - action

@@ -68,7 +68,7 @@ class ShortcutHead(AverageVelocityHead):
         count = 2.0 ** draws.integers(0, c.max_steps.bit_length() - 1, (b,))  # jumps of this length from 1 to 0
         place = ((draws.uniform((b,)) * count).floor() + 1.0) / count  # t on the grid of these jumps
         noise = draws.normal(tuple(action.shape))
-        rows = spread_rows(b, 1.0 - c.flow_ratio, draws.rank * b).to(action.device)
+        rows = spread_rows(b, 1.0 - c.flow_ratio, draws.rank * b, action.device)
         t = flow_t.index_copy(0, rows, place[rows])
         step = torch.zeros_like(t).index_copy(0, rows, 1.0 / count[rows])
         x = torch.lerp(action, noise, t.view(b, 1, 1))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from visuomotor.data.batches import Batch
+from visuomotor.data.errors import ConfigError
 from visuomotor.policies.draws import Draws
 
 __all__ = ["GraphedStep", "StaticDraws"]
@@ -67,6 +68,9 @@ class GraphedStep:
     Args:
         step: does everything of a training step that depends on the batch, on one CUDA device, without looking at a
             value. Random numbers come from :class:`StaticDraws`, which is seeded before each call.
+
+    Raises:
+        ConfigError: on recording, a step that looks at a value, or copies one to the device.
     """
 
     def __init__(self, step: Callable[[Batch], tuple[Tensor, Tensor]]) -> None:
@@ -103,8 +107,14 @@ class GraphedStep:
             torch.empty_like(batch.is_pad),
         )
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._out = self._step(self._batch)
+        try:
+            with torch.cuda.graph(graph):
+                self._out = self._step(self._batch)
+        except RuntimeError as e:
+            raise ConfigError(
+                "this policy's training step cannot be recorded as a CUDA graph; use train.cuda_graph=false: "
+                f"{(str(e).splitlines() or [''])[0]}"
+            ) from e
         self._graph = graph
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from accelerate import Accelerator
 
+from visuomotor.data.batches import Batch
 from visuomotor.data.errors import ConfigError
 from visuomotor.policies.draws import Draws
 from visuomotor.policies.learn.events import GracefulStop
-from visuomotor.policies.learn.graphed import StaticDraws
+from visuomotor.policies.learn.graphed import GraphedStep, StaticDraws
 from visuomotor.policies.learn.imitation import Trainer, TrainingConfig
 from visuomotor.policies.learn.optim import EMAConfig, OptimConfig
 
@@ -42,6 +45,19 @@ def test_a_graph_needs_a_gpu(make_policy):
     policy, source = make_policy()
     with pytest.raises(ConfigError, match=r"cuda_graph=true.*on cpu"):
         _trainer(policy, source, Accelerator(cpu=True), cuda_graph=True)
+
+
+def test_a_step_that_cannot_be_recorded_is_refused_with_the_reason(monkeypatch):
+    for name in ("Stream", "CUDAGraph", "graph"):  # as on a GPU, where PyTorch refuses some operations in a recording
+        monkeypatch.setattr(torch.cuda, name, lambda *_: nullcontext())
+    step = GraphedStep(_looks_at_a_value)
+    monkeypatch.setattr("visuomotor.policies.learn.graphed._WARMUP", 0)
+    with pytest.raises(ConfigError, match=r"train.cuda_graph=false: operation not permitted$"):
+        step(Batch({}, torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.bool)))
+
+
+def _looks_at_a_value(_batch):
+    raise RuntimeError("operation not permitted\nCompile with TORCH_USE_CUDA_DSA")
 
 
 def _trainer(policy, source, accelerator, *, cuda_graph):

@@ -20,6 +20,7 @@ from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
 from visuomotor.policies.nets.transformer import Transformer, TransformerConfig
 from visuomotor.policies.nets.unet1d import ConditionalUnet1d, UnetConfig
 
+CPU = torch.device("cpu")
 MEAN, STD = 0.2, 0.3
 EACH = [(p, d) for p in ("sample", "velocity") for d in ("jvp", "difference")]
 
@@ -227,10 +228,17 @@ def test_the_loss_is_a_function_of_the_draws_and_of_the_global_row():
 
 
 def test_rows_are_spread_evenly():
-    assert spread_rows(8, 0.25, 0).tolist() == [3, 7]
-    assert spread_rows(4, 0.5, 4).tolist() == [1, 3]
-    assert spread_rows(1, 0.25, 0).tolist() == []
-    assert len(spread_rows(100, 0.3, 0)) == 30
+    assert spread_rows(8, 0.25, 0, CPU).tolist() == [3, 7]
+    assert spread_rows(4, 0.5, 4, CPU).tolist() == [1, 3]
+    assert spread_rows(1, 0.25, 0, CPU).tolist() == []
+    assert len(spread_rows(100, 0.3, 0, CPU)) == 30
+
+
+def test_spread_rows_stay_on_the_device():
+    # A copy to the GPU in every step would be one too many: in a CUDA graph it is forbidden.
+    rows = spread_rows(8, 0.25, 0, torch.device("meta"))
+    assert rows.device.type == "meta"
+    assert rows is spread_rows(8, 0.25, 0, torch.device("meta"))
 
 
 def test_the_adaptive_weight_by_hand(function_net):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,7 +74,7 @@ class GoalTable:
         try:
             with np.load(path, allow_pickle=False) as file:
                 given = {goal_key(k.removeprefix("goal/")): file[k] for k in file.files}
-        except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as e:
+        except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as e:
             raise DataError(f"{path} cannot be read as an npz file of arrays: {e}") from None
         values = {}
         for key in sorted(k for k in spec.constant_keys if is_goal(k)):

@@ -103,9 +103,14 @@ def test_goals_of_a_file(tmp_path):
         np.savez(path, **arrays)  # type: ignore[arg-type]
         with pytest.raises(DataError, match=says):
             load_goals(wanted, path)
-    path.write_text("no archive")
-    with pytest.raises(DataError, match=r"cannot be read"):
-        load_goals(wanted, path)
+    with (tmp_path / "one.npy").open("wb") as file:
+        np.save(file, np.zeros(3))
+    np.savez_compressed(path, state=np.random.default_rng(0).random((100, 3)))
+    damaged = path.read_bytes()[:100] + b"damaged" + path.read_bytes()[107:]
+    for content in (b"no archive", b"", (tmp_path / "one.npy").read_bytes(), damaged):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"cannot be read"):
+            load_goals(wanted, path)
 
 
 def test_an_episode_keeps_the_goal_of_its_seed():

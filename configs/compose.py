@@ -26,7 +26,10 @@ __all__ = ["Composed", "compose_train", "groups", "known_keys", "parse_plain", "
 
 T = TypeVar("T")
 
-_PATHS = ("data", "data.path", "data.cache.dir", "run_dir", "resume", "checkpoint", "against", "rank_by", "out")
+_LITERAL = (  # paths and sentences
+    "data", "data.path", "data.cache.dir", "run_dir", "resume", "checkpoint", "against", "rank_by", "out", "goal", "eval.goal",
+    "text", "eval.text", "obs.image.pretrained.name", "obs.image.pretrained.weights", "obs.image.augment.textures",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def _parse(words: Sequence[str]) -> list[Override]:
         if "=" not in word:
             raise ConfigError(f"cannot read {word!r}: expected key=value, as in train.steps=5000")
         try:
-            out += OverridesParser.create().parse_overrides([_literal_path(word)])
+            out += OverridesParser.create().parse_overrides([_literal(word)])
         except HydraException as e:
             raise ConfigError(f"cannot read {word!r}: {_first_line(e)}") from None
     sweeps = [o.input_line for o in out if o.is_sweep_override()]
@@ -142,10 +145,10 @@ def _parse(words: Sequence[str]) -> list[Override]:
     return out
 
 
-def _literal_path(word: str) -> str:
-    """A path as it is: it may hold commas, spaces and braces, to which Hydra's grammar gives a meaning."""
+def _literal(word: str) -> str:
+    """A path or sentence as it is: it may hold commas, spaces and braces, to which Hydra's grammar gives a meaning."""
     key, value = word.split("=", 1)
-    if key not in _PATHS or value in ("", "null") or value[0] in "'\"":
+    if key not in _LITERAL or value in ("", "null") or value[0] in "'\"":
         return word
     quoted = value.replace("'", "\\'")
     return f"{key}='{quoted}'"

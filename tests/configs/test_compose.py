@@ -55,6 +55,13 @@ def test_a_path_may_hold_what_the_grammar_gives_a_meaning_to():
     assert compose_train(["data=x", "run_dir=null"]).config.run_dir is None
 
 
+@pytest.mark.parametrize("text", ["put the cup, then stop", "don't push", "move (slowly) to {A}", "5"])
+def test_a_text_is_taken_as_it_is_written(text):
+    assert parse_plain(EvalConfig, ["checkpoint=x", f"text={text}", "goal=/a,b/g.npz"]).text == text
+    config = compose_train(["data=x", f"eval.text={text}", "obs.image.augment.textures=/a, b(1)"]).config
+    assert (config.eval.text, config.obs.image.augment.textures) == (text, "/a, b(1)")
+
+
 def test_saved_settings_come_back_the_same():
     first = compose_train(
         ["task=pusht", "data=x", "backbone=unet", "backbone.groups=4", "seed=7", "obs.angles.state=[4]"]

@@ -127,6 +127,18 @@ class TrainConfig:
                 f"policy.clip={clip:g} bounds predicted actions to [-{clip:g}, {clip:g}] in normalised units, but with "
                 f"action.norm {sorted(modes - {'minmax'})} normalised actions leave that range: set policy.clip=null"
             )
+        if getattr(self.policy, "squash", False) and modes != {"minmax"}:
+            raise ConfigError(
+                "policy.squash=true keeps predicted actions within (-1, 1) in normalised units, but with action.norm "
+                f"{sorted(modes - {'minmax'})} normalised actions leave that range: set policy.squash=false"
+            )
+        known = self.loss.max_delay + self.window.n_obs - 1
+        if self.loss.max_delay and known >= self.window.horizon:
+            raise ConfigError(
+                f"loss.max_delay={self.loss.max_delay}: with window.n_obs={self.window.n_obs} up to {known} of "
+                f"window.horizon={self.window.horizon} steps are then known, which leaves nothing to learn: expected at "
+                f"most {self.window.horizon - self.window.n_obs}"
+            )
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed}: expected 0 or more")
         if self.threads is not None and self.threads < 1:
@@ -203,9 +215,10 @@ class EvalConfig:
 
     def _check_execution(self) -> None:
         acts = self.execute != ExecuteConfig() or self.steer.corners or self.rank_by or self.compose
-        if self.data is not None and acts:
+        if self.data is not None and (acts or self.goal is not None or self.text is not None):
             raise ConfigError(
-                "data= measures the error of single predictions: execute, steer, candidates and compose go with task="
+                "data= measures the error of single predictions on what the store holds: execute, steer, candidates, "
+                "compose, goal and text go with task="
             )
         if (self.candidates > 1) != (self.rank_by is not None):
             raise ConfigError(

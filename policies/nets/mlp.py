@@ -34,6 +34,8 @@ class MLPConfig(BackboneConfig):
     def __post_init__(self) -> None:
         if self.width < 8 or self.depth < 1:
             raise ConfigError(f"backbone mlp: width {self.width} and depth {self.depth}: expected at least 8 and 1")
+        if self.time_dim < 4 or self.time_dim % 2:
+            raise ConfigError(f"backbone mlp: time_dim {self.time_dim}: expected an even number from 4")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"backbone mlp: dropout {self.dropout} is outside [0, 1)")
 

@@ -37,12 +37,17 @@ class UnetConfig(BackboneConfig):
     def __post_init__(self) -> None:
         if not self.dims:
             raise ConfigError("backbone unet: dims is empty: expected the channels of each level, as [256, 512, 1024]")
+        if self.groups < 1 or self.time_dim < 4 or self.time_dim % 2:
+            raise ConfigError(
+                f"backbone unet: groups {self.groups} and time_dim {self.time_dim}: expected at least 1, and an even "
+                "number from 4"
+            )
         bad = [d for d in self.dims if d < self.groups or d % self.groups]
         if bad:
             raise ConfigError(f"backbone unet: dims {bad} are not multiples of groups = {self.groups}")
-        if self.kernel_size % 2 == 0:
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ConfigError(
-                f"backbone unet: kernel_size {self.kernel_size} is even: expected odd, to keep the length"
+                f"backbone unet: kernel_size {self.kernel_size}: expected odd and positive; even ones change the length"
             )
 
 

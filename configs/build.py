@@ -27,6 +27,7 @@ from visuomotor.policies.spec import PolicySpec
 
 __all__ = [
     "LoadedPolicy",
+    "as_read",
     "build_policy",
     "keep_freed_memory",
     "load_policy",
@@ -74,7 +75,7 @@ def make_spec(config: TrainConfig, store: DemoStore) -> PolicySpec:
     return PolicySpec(
         obs=_observed(config.obs, store),
         action_key=config.action.key,
-        action=_as_read(action),
+        action=as_read(action),
         fps=store.fps if fps is None else fps,
         window=config.window,
         action_config=_action_config(config.action),
@@ -84,7 +85,7 @@ def make_spec(config: TrainConfig, store: DemoStore) -> PolicySpec:
 
 def _observed(obs: ObservationConfig, store: DemoStore) -> dict[str, ArraySpec]:
     """What one step of every observation is, goals and texts included."""
-    out = {k: _as_read(store.specs[k]) for k in obs.step_keys}
+    out = {k: as_read(store.specs[k]) for k in obs.step_keys}
     for key in obs.text.keys:
         if store.column_types.get(key) != "str":
             texts = [k for k, kind in store.column_types.items() if kind == "str"]
@@ -92,10 +93,10 @@ def _observed(obs: ObservationConfig, store: DemoStore) -> dict[str, ArraySpec]:
                 f"{store.path} has no column meta/{key} with a text for every episode. {nearest(key, texts)}"
             )
         out[key] = ArraySpec(shape=(obs.text.length,), dtype="uint8", role="observation")
-    return out | {goal_key(k): _as_read(store.specs[k]) for k in obs.goal.keys}
+    return out | {goal_key(k): as_read(store.specs[k]) for k in obs.goal.keys}
 
 
-def _as_read(spec: ArraySpec) -> ArraySpec:
+def as_read(spec: ArraySpec) -> ArraySpec:
     """The spec with the type that policies see: images uint8, everything else float32.
 
     Depth cameras give millimetres as uint16; that this is their unit must not get lost with the type.
@@ -223,7 +224,12 @@ def load_policy(
     )
     if solver is not None or sample_steps is not None:
         policy.head.set_solver(solver, sample_steps)
-    policy.load_state_dict(checkpoint.tensors("policy_ema" if weights == "ema" else "policy"))
+    try:
+        policy.load_state_dict(checkpoint.tensors("policy_ema" if weights == "ema" else "policy"))
+    except RuntimeError as e:
+        raise CheckpointError(
+            f"{checkpoint.path} is of another network than this version builds: {str(e).splitlines()[-1].strip()}"
+        ) from e
     return LoadedPolicy(policy.to(device).eval(), checkpoint)
 
 

@@ -27,8 +27,9 @@ __all__ = ["Composed", "compose_train", "groups", "known_keys", "parse_plain", "
 T = TypeVar("T")
 
 _LITERAL = (  # paths and sentences
-    "data", "data.path", "data.cache.dir", "run_dir", "resume", "checkpoint", "against", "rank_by", "out", "goal", "eval.goal",
-    "text", "eval.text", "obs.image.pretrained.name", "obs.image.pretrained.weights", "obs.image.augment.textures",
+    "data", "data.path", "data.cache.dir", "run_dir", "resume", "checkpoint", "against", "rank_by", "out", "goal",
+    "eval.goal", "text", "eval.text", "obs.image.pretrained.name", "obs.image.pretrained.weights",
+    "obs.image.augment.textures",
 )  # fmt: skip
 
 

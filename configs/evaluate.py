@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from visuomotor.configs.build import LoadedPolicy, load_policy, pick_device, set_guidance, set_threads
+from visuomotor.configs.build import LoadedPolicy, as_read, load_policy, pick_device, set_guidance, set_threads
 from visuomotor.configs.compose import parse_plain
 from visuomotor.configs.execution import Execution, compose, load_execution, search_weights
 from visuomotor.configs.rollout import RolloutEvaluator, print_comparison, print_result, result_document
@@ -28,6 +28,7 @@ from visuomotor.envs.registry import get_task
 from visuomotor.policies.execution.planner import ChunkPolicy
 from visuomotor.policies.learn.evaluate import EvalResult, compare
 from visuomotor.policies.learn.open_loop import open_loop_error
+from visuomotor.policies.policy import Policy
 from visuomotor.policies.spec import PolicySpec
 
 __all__ = ["main"]
@@ -59,6 +60,11 @@ def _load(config: EvalConfig, checkpoint: str) -> LoadedPolicy:
     return loaded
 
 
+def _judge(config: EvalConfig, checkpoint: str) -> Policy:
+    """A policy that only rates chunks: solver, steps and guidance are of those that act."""
+    return load_policy(checkpoint, weights=config.weights, device=pick_device(config.device)).policy
+
+
 def _out(config: EvalConfig, loaded: LoadedPolicy) -> Path:
     """``<run>/eval/<checkpoint>-<what>``, or the folder that was asked for."""
     if config.out is not None:
@@ -75,7 +81,7 @@ def _roll_out(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dic
         raise ConfigError("this policy was trained without a task: give task=<name> to roll out, or data=<zarr>")
     env = _environment(task, {**(saved["env"] if saved["task"] == task else {}), **config.env})
     out, data = _out(config, loaded), _demonstrations(loaded)
-    execution = load_execution(config, lambda path: _load(config, path).policy)
+    execution = load_execution(config, lambda path: _judge(config, path))
     others = [_load(config, path) for path in config.compose]
     policies = [loaded.policy, *(o.policy for o in others)]
     document: dict[str, Any] = {"task": task, "checkpoint": str(loaded.checkpoint.path)}
@@ -84,6 +90,8 @@ def _roll_out(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dic
     if other is not None:
         execution.actor(other.policy, 1)  # what it cannot do is refused before anything is run
     with closing(_evaluator(config, task, env, acting.spec, execution, data)) as evaluator:
+        if other is not None:
+            evaluator.check_source(other.policy.spec)
         if others:
             weights = config.compose_weights or [1.0 / len(policies)] * len(policies)
             if config.search_weights:
@@ -156,8 +164,9 @@ def _open_loop(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> di
         for name, part in _demonstrations(loaded).parts.items():
             store.add_part(name, part)
         store.require([*obs.store_keys, spec.action_key])
-        action = store.specs[spec.action_key]
-        spec.check_source(store.specs, action, store.fps, source=f"the store {store.path}")
+        specs = {key: as_read(array) for key, array in store.specs.items()}
+        action = specs[spec.action_key]
+        spec.check_source(specs, action, store.fps, source=f"the store {store.path}")
         cache = load_cache(store, [*obs.store_keys, spec.action_key], CacheConfig())
         texts = text_tables(obs, store)
     episodes, which = _held_out(loaded, cache.episode_ends, config.data)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from visuomotor.configs.build import load_policy, set_guidance
@@ -48,10 +49,11 @@ class RolloutEvaluator:
     ) -> None:  # fmt: skip
         self._config, self._execution = config, execution or Execution(config=config.execute)
         self.executed: dict[str, Any] = {}
+        self._task = task
         self._env = make_env(env, min(config.num_envs, max(config.episodes, config.selection_episodes)))
         try:
             e = self._env
-            spec.check_source(e.obs_spec, e.action_spec, e.fps, source=f"task {task!r}")
+            self.check_source(spec)
             if config.goal is not None and not spec.constant_keys:
                 raise ConfigError(f"goal={config.goal}: the policy reads neither a goal nor a text")
             if config.text is not None or not spec.constant_keys <= set(e.obs_spec):
@@ -60,6 +62,15 @@ class RolloutEvaluator:
         except BaseException:
             self._env.close()
             raise
+
+    def check_source(self, spec: PolicySpec) -> None:
+        """Refuse a policy that observes or commands something else than the task has.
+
+        Raises:
+            CheckpointError: naming what differs.
+        """
+        e = self._env
+        spec.check_source(e.obs_spec, e.action_spec, e.fps, source=f"task {self._task!r}")
 
     def check(self, policy: ChunkPolicy) -> None:
         """Refuse, before anything is run, a policy that cannot be executed as the settings say.
@@ -101,9 +112,11 @@ class RolloutEvaluator:
         conditions = {"goal": c.goal, "text": c.text, "guidance_scale": c.guidance_scale}
         return {"execution": {**self._execution.to_dict(), **self.executed}, "conditions": conditions}
 
-    def final(self, checkpoint: Path, run_dir: Path, console: Console) -> tuple[EvalResult, dict[str, Any]]:
+    def final(
+        self, checkpoint: Path, run_dir: Path, console: Console, device: torch.device
+    ) -> tuple[EvalResult, dict[str, Any]]:
         """Test the averaged weights of ``checkpoint``; the returned document has paths relative to ``run_dir``."""
-        loaded = load_policy(checkpoint)
+        loaded = load_policy(checkpoint, device=device)
         set_guidance(loaded.policy, self._config.guidance_scale)
         result = self.test(loaded.policy, run_dir / "videos")
         print_result(result, console, f"{loaded.checkpoint.path.name} (EMA weights)")

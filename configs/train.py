@@ -262,7 +262,7 @@ class _Run:
         """Score the chosen checkpoint on test seeds that nothing was selected by."""
         assert self._evaluator is not None
         chosen = resolve_checkpoint(self._dir)
-        result, document = self._evaluator.final(chosen, self._dir, self._console)
+        result, document = self._evaluator.final(chosen, self._dir, self._console, self._accelerator.device)
         (self._dir / "eval").mkdir(exist_ok=True)
         document["task"] = self._config.task
         (self._dir / "eval" / "final.json").write_text(json.dumps(document, indent=1))

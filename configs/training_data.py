@@ -19,7 +19,7 @@ from visuomotor.configs.schema import TrainConfig
 from visuomotor.data.batches import BatchSource
 from visuomotor.data.cache import TrainingCache, load_cache
 from visuomotor.data.describe import describe
-from visuomotor.data.errors import DataError
+from visuomotor.data.errors import DataError, nearest
 from visuomotor.data.store import DemoStore
 from visuomotor.data.texts import encode_texts
 from visuomotor.data.windows import WindowTable, split_episodes, window_table
@@ -101,9 +101,12 @@ def text_tables(obs: ObservationConfig, store: DemoStore) -> dict[str, Tensor]:
     """The text of every episode as bytes: ``{key: [E, L]}`` uint8.
 
     Raises:
-        DataError: a text that is too long.
+        DataError: a column that the store does not have, or a text that is too long.
     """
     columns = store.episode_columns if obs.text.keys else {}
+    for key in obs.text.keys:
+        if key not in columns:
+            raise DataError(f"{store.path} has no column meta/{key}. {nearest(key, columns)}")
     try:
         return {k: torch.from_numpy(encode_texts(columns[k], obs.text.length)) for k in obs.text.keys}
     except DataError as e:

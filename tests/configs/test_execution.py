@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from visuomotor.configs import execution
+from visuomotor.configs import execution, rollout
 from visuomotor.configs.cli import main
 from visuomotor.configs.compose import compose_train, parse_plain
+from visuomotor.configs.rollout import RolloutEvaluator
 from visuomotor.configs.schema import EvalConfig
 from visuomotor.data.errors import ConfigError
 from visuomotor.data.spec import ArraySpec
@@ -106,6 +107,34 @@ def test_another_policy_ranks(runs):
     assert document["execution"]["rank_by"] == str(runs / "judge")
 
 
+def test_solver_and_steps_are_of_the_policy_that_acts_not_of_the_one_that_ranks(runs):
+    status, _ = _eval(runs, "candidates=2", f"rank_by={runs / 'judge'}", "solver=ddim", "sample_steps=4")
+    assert status == 0
+
+
+def test_a_policy_for_another_task_is_refused_before_anything_is_run(runs, capsys, monkeypatch):
+    spec = {"qvel": ArraySpec(shape=(2,), role="observation"), "action": ArraySpec(shape=(2,), role="action")}
+    with DemoStore.create(runs / "other.zarr", spec, fps=20) as store:
+        store.append_episode({"qvel": np.zeros((30, 2), np.float32), "action": np.ones((30, 2), np.float32)})
+    line = ["train", f"data={runs / 'other.zarr'}", "data.val_fraction=0", "obs.keys=[qvel]", f"run_dir={runs / 'c'}"]
+    assert main([*line, "backbone.width=16", "train.batch_size=4", "threads=1", "device=cpu", "train.steps=1"]) == 0
+    monkeypatch.setattr(RolloutEvaluator, "test", None)
+    assert _eval(runs, f"against={runs / 'c'}")[0] == 2
+    assert "observes 'qvel', which task 'reach' does not have" in capsys.readouterr().err
+
+
+def test_the_final_evaluation_computes_where_the_training_did(runs, monkeypatch):
+    devices = []
+    load = rollout.load_policy
+    monkeypatch.setattr(
+        rollout, "load_policy", lambda path, device: devices.append(device) or load(path, device=device)
+    )
+    line = ["train", "task=reach", f"data={runs / 'reach.zarr'}", "obs.keys=[qpos]", f"run_dir={runs / 'final'}"]
+    short = ["train.steps=1", "train.batch_size=4", "eval.episodes=1", "eval.videos=0", "eval.selection_episodes=1"]
+    assert main([*line, *short, "backbone.width=16", "threads=1", "device=cpu"]) == 0
+    assert devices == [torch.device("cpu")]
+
+
 def test_a_value_function_of_another_package_ranks(runs, monkeypatch):
     class Point:
         def load(self):
@@ -157,6 +186,8 @@ def test_mistakes_are_one_sentence(runs, capsys, words, says):
 def test_open_loop_errors_do_not_go_with_execution():
     with pytest.raises(ConfigError, match="go with task="):
         parse_plain(EvalConfig, ["checkpoint=x", "data=y", "execute.mode=warm"])
+    with pytest.raises(ConfigError, match="go with task="):
+        parse_plain(EvalConfig, ["checkpoint=x", "data=y", "text=stop"])
 
 
 def test_a_training_that_could_not_be_evaluated_is_refused_before_it_begins(runs, capsys):

@@ -5,11 +5,11 @@ Another package adds its own by an entry point of the group ``visuomotor.heads``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.policies.base import Backbone, BackboneConfig, ChunkSizes, Head, HeadConfig, NetSizes
@@ -49,6 +49,8 @@ class BackboneEntry:
     build: Callable[[Any, NetSizes], Backbone]
 
 
+E = TypeVar("E", HeadEntry, BackboneEntry)
+
 _HEADS = {
     "act": HeadEntry(ActConfig, ActHead),
     "carp": HeadEntry(CarpConfig, CarpHead),
@@ -74,27 +76,46 @@ _BACKBONES = {
 @cache
 def heads() -> dict[str, HeadEntry]:
     """Every head that ``policy=`` can choose."""
-    return {**_outside("visuomotor.heads", HeadEntry), **_HEADS}
+    return _with_outside(_HEADS, "visuomotor.heads", HeadEntry)
 
 
 @cache
 def backbones() -> dict[str, BackboneEntry]:
     """Every backbone that ``backbone=`` can choose."""
-    return {**_outside("visuomotor.backbones", BackboneEntry), **_BACKBONES}
+    return _with_outside(_BACKBONES, "visuomotor.backbones", BackboneEntry)
 
 
-def _outside(group: str, kind: type) -> dict[str, Any]:
-    found = {point.name: point.load() for point in entry_points(group=group)}
-    for name, entry in found.items():
+def _with_outside(own: Mapping[str, E], group: str, kind: type[E]) -> dict[str, E]:
+    """``own`` and what other packages offer.
+
+    Raises:
+        ConfigError: something that cannot be imported, is no entry, or has a name or a settings class that is taken:
+            settings are what tells which part a policy is made of.
+    """
+    known = dict(own)
+    for point in entry_points(group=group):
+        where = f"the entry point {point.name!r} of group {group} ({point.value})"
+        try:
+            entry = point.load()
+        except Exception as e:  # whatever a module of another package does when it is imported
+            raise ConfigError(f"{where} cannot be loaded: {type(e).__name__}: {e}") from e
         if not isinstance(entry, kind):
-            raise ConfigError(f"the entry point {name!r} of group {group} is {entry!r}; expected a {kind.__name__}")
-    return found
+            raise ConfigError(f"{where} is {entry!r}; expected a {kind.__name__}")
+        if point.name in known:
+            raise ConfigError(f"{where} has a name that is taken")
+        if taken := [n for n, e in known.items() if e.config_class is entry.config_class]:
+            raise ConfigError(
+                f"{where} has the settings class {entry.config_class.__name__} of {taken[0]!r}: derive one of its own"
+            )
+        known[point.name] = entry
+    return known
 
 
 def name_of(config: HeadConfig | BackboneConfig) -> str:
     """The name under which ``config``'s class is registered."""
-    entries: dict[str, Any] = {**heads(), **backbones()}
-    for name, entry in entries.items():
+    entries: list[tuple[str, HeadEntry | BackboneEntry]] = [*heads().items(), *backbones().items()]
+    for name, entry in entries:
         if type(config) is entry.config_class:
             return name
-    raise ConfigError(f"{type(config).__name__} is not registered. {nearest(type(config).__name__, entries)}")
+    known = [entry.config_class.__name__ for _, entry in entries]
+    raise ConfigError(f"{type(config).__name__} is not registered. {nearest(type(config).__name__, known)}")

@@ -136,8 +136,8 @@ class TrainConfig:
         if self.loss.max_delay and known >= self.window.horizon:
             raise ConfigError(
                 f"loss.max_delay={self.loss.max_delay}: with window.n_obs={self.window.n_obs} up to {known} of "
-                f"window.horizon={self.window.horizon} steps are then known, which leaves nothing to learn: expected at "
-                f"most {self.window.horizon - self.window.n_obs}"
+                f"window.horizon={self.window.horizon} steps are then known, which leaves nothing to learn: expected "
+                f"at most {self.window.horizon - self.window.n_obs}"
             )
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed}: expected 0 or more")

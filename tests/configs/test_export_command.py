@@ -21,6 +21,7 @@ from visuomotor.configs.help import export_help
 from visuomotor.data.errors import ConfigError
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
+from visuomotor.policies.learn.checkpoint import Checkpoint
 
 pytest.importorskip("onnxruntime", reason="extra 'export' is not installed")
 pytest.importorskip("onnxscript", reason="extra 'export' is not installed")
@@ -109,6 +110,14 @@ def test_settings_are_refused_with_what_exists(words, says):
 def test_a_solver_that_the_head_lacks_is_one_sentence(run, capsys):
     assert main(["export", f"checkpoint={run}", "solver=ddim"]) == 2
     assert capsys.readouterr().err.startswith("visuomotor: head flow: unknown solver 'ddim'")
+
+
+def test_weights_of_another_network_are_one_sentence(run, capsys, monkeypatch):
+    monkeypatch.setattr(Checkpoint, "tensors", lambda *_: {})
+    assert main(["export", f"checkpoint={run}"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "is of another network than this version builds" in err
 
 
 def test_help_lists_the_settings(capsys):

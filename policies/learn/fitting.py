@@ -54,7 +54,7 @@ def fit_head(policy: Policy, source: BatchSource) -> None:
     """Show the head up to 16384 evenly spaced training chunks, normalised (see :meth:`Head.fit`)."""
     if type(policy.head).fit is Head.fit:  # nothing to fit
         return
-    windows = torch.linspace(0, len(source) - 1, min(len(source), _CHUNKS)).long()
+    windows = torch.linspace(0, len(source) - 1, min(len(source), _CHUNKS), dtype=torch.float64).long()
     chunks = []
     for part in windows.split(_WINDOWS):
         batch = source.gather(part).to(policy.device)

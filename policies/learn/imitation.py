@@ -130,7 +130,7 @@ class Trainer:
     def validation_loss(self, source: BatchSource) -> float:
         """Loss of the averaged weights on up to ``max_val_windows`` held-out windows, with noise that never changes."""
         n = min(len(source), self._config.max_val_windows)
-        windows = torch.linspace(0, len(source) - 1, n).long()
+        windows = torch.linspace(0, len(source) - 1, n, dtype=torch.float64).long()  # float32 ends at 2^24
         draws = Draws(self._seed, -1, device=self._accelerator.device)
         total = 0.0
         for chunk in windows.split(self._config.batch_size):

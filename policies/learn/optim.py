@@ -25,7 +25,8 @@ class OptimConfig:
     Attributes:
         lr: learning rate at its highest.
         betas: decay of the running mean and of the running square of the gradient.
-        weight_decay: acts on matrices only; biases, gains and the tables of embeddings are left alone.
+        weight_decay: acts on matrices only; biases, gains, positions, learned queries and the tables of embeddings are
+            left alone.
         warmup_steps: optimiser steps over which the rate rises.
         grad_clip: bound on the norm of the whole gradient; null for none.
         encoder_lr_scale: the observation encoders learn at this share of ``lr``; 0.1 is usual for pretrained networks.
@@ -65,7 +66,8 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, graphed: bool = Fa
 
     Each is divided once more, by learning rate, where the encoder has its own.
 
-    The table of an embedding (words, positions) is a list of vectors, not a matrix that multiplies anything.
+    The table of an embedding (words, positions) is a list of vectors, not a matrix that multiplies anything; nor is a
+    parameter that is not called ``weight`` (queries, positions, standard deviations), whatever its shape.
     ``graphed``: its step can be recorded in a CUDA graph; the learning rate is then a tensor.
     """
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
@@ -73,7 +75,7 @@ def make_optimizer(module: nn.Module, config: OptimConfig, *, graphed: bool = Fa
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     sorted_by: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, p in named:
-        decays = p.ndim >= 2 and id(p) not in tables
+        decays = p.ndim >= 2 and name.endswith("weight") and id(p) not in tables
         scale = config.encoder_lr_scale if name.startswith("encoder.") else 1.0
         sorted_by.setdefault((decays, scale), []).append(p)
     groups = [

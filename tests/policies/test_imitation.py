@@ -72,6 +72,20 @@ def test_resume_is_bit_exact(make_trainer, at, precision):
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
 
 
+def test_of_very_many_windows_none_beyond_the_last_is_validated(make_trainer):
+    trainer, source = make_trainer()
+
+    class ManyWindows:
+        def __len__(self):
+            return 2**24 + 4  # float32 has no 2^24 + 3
+
+        def gather(self, windows):
+            assert int(windows.max()) < len(self)
+            return source.gather(windows % len(source))
+
+    assert trainer.validation_loss(ManyWindows()) > 0
+
+
 def test_two_seeds_differ(make_trainer):
     a, b = make_trainer(steps=3)[0], make_trainer(steps=3, seed=4)[0]
     a.run([], GracefulStop())

@@ -58,10 +58,11 @@ def test_ema_by_hand():
 
 def test_only_matrices_decay():
     net = nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 2))
+    net.register_parameter("queries", nn.Parameter(torch.zeros(5, 3)))
     groups = make_optimizer(net, OptimConfig(weight_decay=0.1)).param_groups
     assert [(g["weight_decay"], [tuple(p.shape) for p in g["params"]]) for g in groups] == [
         (0.1, [(2, 3)]),
-        (0.0, [(7, 3), (2,)]),
+        (0.0, [(5, 3), (7, 3), (2,)]),
     ]
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -134,10 +135,13 @@ class Steering:
         self._present = policy.spec.window.n_obs - 1
 
     def __call__(self, clean: Tensor) -> Tensor:
-        wanted = self._policy.unnormalize_action(clean, self._obs).clone()
+        found = self._policy.unnormalize_action(clean, self._obs)
+        wanted = found.clone()
         ahead = wanted[:, self._present :, self._dims]
         wanted[:, self._present :, self._dims] = nearest_on_path(ahead, self._path)
-        residual = self._strength * (self._policy.normalize_action(wanted, self._obs) - clean)
+        # Not from `clean` itself: angles and rotations, which nobody steers, need not come back as they were.
+        normalize = partial(self._policy.normalize_action, obs=self._obs)
+        residual = self._strength * (normalize(wanted) - normalize(found))
         residual[:, : self._present] = 0.0
         return residual
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from visuomotor.data.actions import ActionConfig, ActionTransform
 from visuomotor.data.errors import ConfigError
+from visuomotor.data.spec import ArraySpec
+from visuomotor.data.windows import WindowConfig
 from visuomotor.policies.base import ChunkSizes
 from visuomotor.policies.execution.build import make_actor
 from visuomotor.policies.execution.config import ExecuteConfig, SteerConfig
 from visuomotor.policies.guidance import (
     Agreement,
     PseudoInverseGuide,
+    Steering,
     guidance_weight,
     nearest_on_path,
     soft_mask,
@@ -132,6 +137,28 @@ def test_steered_chunks_come_nearer_to_the_target(make_policy, mode):
     steered = (first_component(SteerConfig(target=[110.0], dims=[0], strength=1.0)) - target).abs().mean()
     assert float(steered) < 0.95 * float(plain)
     assert torch.equal(first_component(None), first_component(SteerConfig(target=[110.0], strength=0.0)))
+
+
+def test_steering_leaves_the_other_components_alone():
+    class Turning:
+        """Offsets of a position and an angle from where the robot is, in units of 1 and pi."""
+
+        spec = SimpleNamespace(
+            action=ArraySpec(shape=(2,)), window=WindowConfig(n_obs=1, horizon=2, n_exec=1),
+            action_config=ActionConfig(mode="relative", reference_key="state", angle_dims=[1]),
+        )  # fmt: skip
+        device, gain = torch.device("cpu"), torch.tensor([1.0, torch.pi])
+        transform = ActionTransform(spec.action_config, action_size=2, n_obs=1, reference_size=2)
+
+        def normalize_action(self, action, obs):
+            return self.transform.forward(action, obs["state"][:, 0]) / self.gain
+
+        def unnormalize_action(self, chunk, obs):
+            return self.transform.inverse(chunk * self.gain, obs["state"][:, 0])
+
+    wish = Steering(Turning(), SteerConfig(target=[5.0], strength=1.0), {"state": torch.tensor([[[2.0, 1.0]]])})
+    residual = wish(torch.tensor([[[1.0, 1.2], [2.0, -0.3]]]))  # 1.2 pi is -0.8 pi once it was an action
+    assert torch.allclose(residual, torch.tensor([[[2.0, 0.0], [1.0, 0.0]]]), atol=1e-6)
 
 
 @pytest.mark.parametrize(

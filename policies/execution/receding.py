@@ -24,6 +24,11 @@ def check_timing(window: WindowConfig, n_exec: int, delay: int) -> None:
         ConfigError: the next chunk would come too late, or be asked for before the last one is there.
     """
     ahead = window.horizon - window.n_obs + 1
+    if 2 * delay > ahead:
+        raise ConfigError(
+            f"delay={delay}: the policy predicts {ahead} steps from the present on, of which as many pass until the "
+            f"next chunk is asked for, and again until it is there: expected at most {ahead // 2}"
+        )
     if not 1 <= n_exec <= ahead - delay:
         late = f" and the next one comes {delay} steps after its observation" if delay else ""
         raise ConfigError(

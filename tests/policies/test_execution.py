@@ -278,6 +278,7 @@ def test_a_chunk_goes_on_from_known_actions_in_every_action_mode(flow, action):
         ({"n_exec": 16}, r"n_exec=16.*1 to 15"),
         ({"n_exec": 14, "delay": 2}, r"n_exec=14.*comes 2 steps after.*expected 2 to 13"),
         ({"n_exec": 2, "delay": 3}, r"delay=3 with n_exec=2.*expected n_exec of 3 to 12"),
+        ({"n_exec": 8, "delay": 8}, r"delay=8: the policy predicts 15 steps.*expected at most 7"),
         ({"mode": "rtc", "delay": 2}, r"trained without known actions.*loss.max_delay=2.*rtc_guided"),
         ({"mode": "warm", "warm_steps": 11}, r"warm_steps=11.*10 steps"),
     ],

@@ -102,10 +102,6 @@ class ImageEncoder(EncoderPart):
     def __init__(self, keys: Sequence[str], specs: Mapping[str, ArraySpec], config: ImageConfig) -> None:
         super().__init__()
         self.keys, self._tokens, self._shared = list(keys), config.tokens, config.shared
-        for name, named in (("resize_by_key", config.resize_by_key), ("crop_by_key", config.crop_by_key)):
-            for key in named:
-                if key not in specs:
-                    raise ConfigError(f"obs.image.{name} names {key!r}, which is not observed. {nearest(key, specs)}")
         views = [_make_view(k, specs[k], config) for k in self.keys]
         if config.shared:
             self._check_alike(views, needs_size=config.net == "vit")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from visuomotor.data.batches import goal_key
-from visuomotor.data.errors import ConfigError
+from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.normalize import Normalizer
 from visuomotor.data.spec import ArraySpec
 from visuomotor.policies.base import Observed
@@ -45,6 +44,7 @@ class ObservationEncoder(nn.Module):
         kinds = config.kinds(specs)
         goal_specs = {k: specs[goal_key(k)] for k in config.goal.keys}
         goal_kinds = config.goal_kinds(goal_specs)
+        _check_cameras(config.image, [*kinds["image"], *goal_kinds["image"]])
         self.vector_keys = list(dict.fromkeys(kinds["vector"] + goal_kinds["vector"]))
         by_kind = {kind: _part(kind, keys, specs, config) for kind, keys in kinds.items() if keys}
         self.text = by_kind.pop("text", None)
@@ -158,13 +158,15 @@ def _goal_encoder(
         ):
             shared.append(observed[kind])
         elif keys:
-            own.append(_part(kind, keys, specs, replace(config, image=_of_cameras(config.image, keys))))
+            own.append(_part(kind, keys, specs, config))
     return GoalEncoder(own, shared, config.goal.dim)
 
 
-def _of_cameras(config: ImageConfig, keys: list[str]) -> ImageConfig:
-    """``config`` without the sizes of other cameras than ``keys``, which an encoder of these would refuse."""
-    resize, crop = (
-        {k: v for k, v in sizes.items() if k in keys} for sizes in (config.resize_by_key, config.crop_by_key)
-    )
-    return replace(config, resize_by_key=resize, crop_by_key=crop)
+def _check_cameras(config: ImageConfig, cameras: list[str]) -> None:
+    """Refuse sizes of what is no camera, of the present or of the goal."""
+    for name, named in (("resize_by_key", config.resize_by_key), ("crop_by_key", config.crop_by_key)):
+        for key in named:
+            if key not in cameras:
+                raise ConfigError(
+                    f"obs.image.{name} names {key!r}, which is not observed as an image. {nearest(key, cameras)}"
+                )

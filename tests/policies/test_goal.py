@@ -133,6 +133,23 @@ def test_a_goal_of_one_of_two_cameras_has_an_encoder_of_its_own():
     assert seen.features.shape == (2, 2, 4 + 16)
 
 
+def test_a_camera_has_a_size_of_its_own_even_if_only_the_goal_shows_it():
+    camera = ArraySpec(shape=(16, 16, 3), dtype="uint8")
+    specs = {"img": camera, "state": ArraySpec(shape=(2,)), "goal/side": camera}
+
+    def build(**sizes):
+        image = ImageConfig(feature_dim=8, pool="mean", resnet=ResNetConfig(width=0.25), **sizes)
+        config = ObservationConfig(keys=["img", "state"], image=image, goal=GoalConfig(keys=["side"], dim=4))
+        return ObservationEncoder(config, specs)
+
+    e = build(resize_by_key={"side": [8, 12]})
+    assert e.goal is not None
+    assert e.goal.own[0].views[0].size == (8, 12)
+    for wrong, says in (("sid", r"crop_by_key names 'sid'.*Did you mean 'side'"), ("state", r"'state'.*as an image")):
+        with pytest.raises(ConfigError, match=says):
+            build(crop_by_key={wrong: [8, 8]})
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

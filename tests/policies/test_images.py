@@ -214,7 +214,6 @@ def test_gradients_reach_everything_under_bfloat16():
         ({"crop": [84, 84]}, RGB, r"'img' is 24x24 pixels: too small for obs\.image\.crop=\[84, 84\]"),
         ({"resize": [12, 12], "crop": [20, 20]}, RGB, r"12x12 pixels after resizing"),
         ({"crop": [84]}, RGB, r"obs\.image\.crop=\[84\]: expected \[rows, columns\]"),
-        ({"crop_by_key": {"imgg": [8, 8]}}, RGB, r"crop_by_key names 'imgg'.*Did you mean 'img'"),
         ({"net": "resnet50"}, RGB, r"unknown obs\.image\.net 'resnet50'.*resnet18"),
         ({"pool": "max"}, RGB, r"unknown obs\.image\.pool 'max'"),
         ({"depth_keys": ["img"]}, RGB, r"'img' has shape \(24, 24, 3\): expected \[H, W\] or \[H, W, 1\]"),

@@ -71,7 +71,7 @@ class Likelihood:
         if type(judge.head).uncertainty is Head.uncertainty:
             raise ConfigError(
                 f"rank_by: {type(judge.head).__name__} has no density or energy to rank chunks by; train a Gaussian, "
-                "GMM or energy-based policy for that"
+                "GMM, CARP or energy-based policy for that"
             )
         mine, theirs = judge.spec, policy.spec
         missing = sorted(set(mine.obs) - set(theirs.obs))

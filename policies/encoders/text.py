@@ -64,7 +64,7 @@ class TextConfig:
 
 
 class NgramEncoder(nn.Module):
-    """Mean of the vectors of all n-grams, then a linear layer (fastText, Bojanowski et al. 2017, on bytes)."""
+    """Sum of the vectors of all n-grams over the root of their number, then a linear layer (as fastText, on bytes)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shlex
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from visuomotor.configs.info import info
 from visuomotor.configs.rollout import RolloutEvaluator
 from visuomotor.configs.schema import TrainConfig
 from visuomotor.configs.training_data import TrainingData, load_training_data
-from visuomotor.data.errors import CheckpointError, ConfigError
+from visuomotor.data.errors import CheckpointError, ConfigError, UserError
 from visuomotor.policies.encoders.observation import ObservationEncoder
 from visuomotor.policies.learn.callbacks import MetricLog, ProgressBar
 from visuomotor.policies.learn.checkpoint import Checkpoint, CheckpointFolder, resolve_checkpoint
@@ -208,13 +209,24 @@ class _Run:
 
     def _subscribers(self, log: MetricLog, bar: ProgressBar) -> list[Callable[[StepEvent], None]]:
         t = self._config.train
-        out = [every(t.log_every, log), every(t.log_every, bar)]
+        out = [every(t.log_every, self._check_finite), every(t.log_every, log), every(t.log_every, bar)]
         if self._data.validation is not None:
             out.append(every(t.val_every, lambda e: self._validate(e, log), on_stop=False))
         if self._evaluator is not None and t.eval_every:
             out.append(every(t.eval_every, lambda e: self._evaluate(e, log), on_stop=False))
-        out.append(every(t.save_every, lambda e: self._save(e.step)))
+        out.append(every(t.save_every, self._save))
         return out
+
+    def _check_finite(self, event: StepEvent) -> None:
+        """Before anything is logged or saved: weights that are not numbers must not take the place of good ones."""
+        loss, norm = float(event.loss), float(event.grad_norm)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            last = self._dir / "checkpoints" / "last"
+            kept = f"the checkpoint of step {self._saved_step} is intact" if last.exists() else "there is no checkpoint"
+            raise UserError(
+                f"training diverged: loss {loss:g} and gradient norm {norm:g} at step {event.step}; {kept}. A lower "
+                "optim.lr or a longer optim.warmup_steps may help"
+            )
 
     def _validate(self, event: StepEvent, log: MetricLog) -> None:
         assert self._data.validation is not None
@@ -237,11 +249,13 @@ class _Run:
         quality = (result.score_mean + result.success_rate) / 2
         if self._best_score is None or quality >= self._best_score:
             self._best_score = quality
-            self._save(event.step, best=True)
+            self._save(event, best=True)
 
-    def _save(self, step: int, *, best: bool = False) -> None:
+    def _save(self, event: StepEvent, *, best: bool = False) -> None:
+        step = event.step
         if step == self._saved_step:  # saved as the best a moment ago
             return
+        self._check_finite(event)
         training = {
             "best_score": self._best_score,
             "arithmetic": self._arithmetic,

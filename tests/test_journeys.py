@@ -118,6 +118,18 @@ def test_a_finished_run_is_not_overwritten_and_a_resumed_one_keeps_its_settings(
     assert "must see the same data" in capsys.readouterr().err
 
 
+def test_a_run_that_diverges_stops_and_does_not_overwrite_its_checkpoint(reach, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    # The rate is harmless for 20 steps, then it is not: a checkpoint was made by then, and another would be due.
+    monkeypatch.setattr(
+        "visuomotor.policies.learn.imitation.learning_rate", lambda step, **_: 1e-4 if step < 20 else 1e30
+    )
+    assert main(_words(reach, run, "train.steps=60", "train.save_every=20", "train.log_every=60")) == 2
+    assert "training diverged: loss nan" in (err := capsys.readouterr().err)
+    assert "the checkpoint of step 20 is intact" in err
+    assert not any(bool(v.isnan().any()) for v in _final(run).values())
+
+
 def _kill_and_resume(reach: Path, tmp_path: Path, kills: int, steps: int) -> None:
     settings = (f"train.steps={steps}", "train.save_every=5", "train.val_every=10", "data.val_fraction=0.2")
     assert main(_words(reach, tmp_path / "whole", *settings)) == 0

@@ -31,6 +31,7 @@ __all__ = ["BenchConfig", "chunk_latency", "main"]
 
 _TRIAL_STEPS = 120
 _STOPPED = 130
+_PLANNED = ("task", "policy", "run_dir", "resume", "data.path", "train.steps", "eval.episodes")  # the bench sets these
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,9 +77,9 @@ class BenchConfig:
                 raise ConfigError(f"unknown backbone {backbone!r}. {nearest(backbone, backbones())}")
 
     def entries(self) -> list[tuple[str, str]]:
-        """``(head, backbone)`` of every row."""
+        """``(head, backbone)`` of every row, each once."""
         chosen = self.policies or sorted(heads())
-        return [(e.partition("/")[0], e.partition("/")[2] or self.backbone) for e in chosen]
+        return list(dict.fromkeys((e.partition("/")[0], e.partition("/")[2] or self.backbone) for e in chosen))
 
 
 def main(words: Sequence[str]) -> int:
@@ -90,7 +91,7 @@ def main(words: Sequence[str]) -> int:
     if config.table is not None:
         replace_block(Path(config.table), task, None)  # refuses a file without the place, before hours of work
     out = Path(config.out or f"runs/bench_{task}").expanduser()
-    _check_same_bench(out, config, settings)
+    _check_same_bench(out, task, config, settings)
     set_threads(config.threads)
     entries = [_Entry(task, head, backbone, config, settings, out) for head, backbone in config.entries()]
     finished = _train_all(entries, config.parallel)
@@ -112,6 +113,9 @@ def _split(task: str, words: Sequence[str]) -> tuple[BenchConfig, list[str]]:
     own = {f.name for f in fields(BenchConfig)}
     settings = [w for w in words if w.partition("=")[0] not in own]
     config = parse_plain(BenchConfig, [w for w in words if w not in settings])
+    for word in settings:
+        if word.partition("=")[0] in _PLANNED:
+            raise ConfigError(f"{word}: the bench sets this itself, by {', '.join(sorted(own))}")
     compose_train([f"task={task}", f"data={config.data}", *settings])
     return config, settings
 
@@ -127,13 +131,13 @@ def _train_all(entries: Sequence[_Entry], parallel: int) -> bool:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _check_same_bench(out: Path, config: BenchConfig, settings: list[str]) -> None:
-    """A folder holds one bench: rows under other budgets or seeds must not be mixed."""
+def _check_same_bench(out: Path, task: str, config: BenchConfig, settings: list[str]) -> None:
+    """A folder holds one bench: rows of other tasks, budgets or seeds must not be mixed."""
     names = ("data", "minutes", "episodes", "seed", "threads", "parallel")
-    same = {**{k: getattr(config, k) for k in names}, "settings": settings}
+    same = {"task": task, **{k: getattr(config, k) for k in names}, "settings": settings}
     saved = out / "bench.json"
     if saved.exists():
-        before = json.loads(saved.read_text())
+        before = {"task": task, **json.loads(saved.read_text())}  # an older bench did not write its task
         for name, value in same.items():
             if before.get(name) != value:
                 raise ConfigError(
@@ -174,9 +178,9 @@ class _Entry:
                 return self.finished
             words = self._words(self._run, steps, save_every=max(1, steps // 8))
             status = self._visuomotor(*words, f"eval.episodes={self._config.episodes}", "eval.videos=0")
-        if status not in (0, _STOPPED):
+        if status > 0 and status != _STOPPED:
             self._refused.write_text(f"training ended with status {status}, see {self._run}")
-        return status != _STOPPED
+        return self.finished
 
     def row(self) -> Row:
         """The finished row."""
@@ -202,7 +206,7 @@ class _Entry:
             shutil.rmtree(trial, ignore_errors=True)
             words = self._words(trial, _TRIAL_STEPS, save_every=0)
             status = self._visuomotor(*words, "eval.episodes=0", "train.log_every=20")
-            if status not in (0, _STOPPED):
+            if status > 0 and status != _STOPPED:
                 self._refused.write_text(f"visuomotor train ended with status {status}")
             if status:
                 return None
@@ -220,7 +224,11 @@ class _Entry:
         ]  # fmt: skip
 
     def _visuomotor(self, *words: str) -> int:
-        """A process of its own: nothing that one training leaves behind changes the next."""
+        """A process of its own: nothing that one training leaves behind changes the next.
+
+        The status is negative where a signal ended it (out of memory, a second Ctrl-C): nothing that the policy is to
+        blame for, so it is tried again by the same command.
+        """
         return subprocess.run([sys.executable, "-m", "visuomotor.configs.cli", *words], check=False).returncode
 
     def _speed(self) -> dict[str, Any]:

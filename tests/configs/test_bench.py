@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from visuomotor.configs import bench
 from visuomotor.configs.bench import BenchConfig, main
 from visuomotor.configs.bench_table import Row, render, replace_block
 from visuomotor.configs.cli import main as visuomotor
@@ -65,8 +66,38 @@ def test_settings_of_training_are_tried_before_anything_runs(tmp_path, capsys):
     assert "Did you mean 'train.batch_size'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("word", ["policy=flow", "train.steps=100", "run_dir=/x", "resume=/x", "eval.episodes=3"])
+def test_what_the_bench_sets_itself_is_refused(word, tmp_path, capsys):
+    assert visuomotor(["bench", "pusht", "data=x", f"out={tmp_path}", word]) == 2
+    assert f"{word}: the bench sets this itself" in capsys.readouterr().err
+
+
+def test_a_folder_holds_the_bench_of_one_task(tmp_path):
+    same = (BenchConfig(data="x"), ["train.batch_size=16"])
+    bench._check_same_bench(tmp_path, "pusht", *same)
+    with pytest.raises(ConfigError, match=r"task=pusht, asked for is task=reach"):
+        bench._check_same_bench(tmp_path, "reach", *same)
+    before = json.loads((tmp_path / "bench.json").read_text())
+    del before["task"]  # as an older version wrote it
+    (tmp_path / "bench.json").write_text(json.dumps(before))
+    bench._check_same_bench(tmp_path, "pusht", *same)
+
+
+@pytest.mark.parametrize(("status", "refused"), [(1, True), (2, True), (130, False), (-9, False)])
+@pytest.mark.parametrize("trial_done", [False, True])
+def test_a_killed_training_is_tried_again_and_a_failed_one_is_a_row(status, refused, trial_done, tmp_path, monkeypatch):
+    entry = bench._Entry("pusht", "flow", "mlp", BenchConfig(data="x"), [], tmp_path)
+    if trial_done:
+        (tmp_path / "flow_mlp").mkdir()
+        (tmp_path / "flow_mlp" / "plan.json").write_text('{"steps": 10}')
+    monkeypatch.setattr(bench._Entry, "_visuomotor", lambda *_: status)
+    assert entry.train() is refused
+    assert entry.finished is refused
+    assert not refused or f"status {status}" in entry.row().refused
+
+
 def test_entries_name_head_and_backbone():
-    config = BenchConfig(data="x", policies=["diffusion", "diffusion/unet"], backbone="mlp")
+    config = BenchConfig(data="x", policies=["diffusion", "diffusion/unet", "diffusion/mlp"], backbone="mlp")
     assert config.entries() == [("diffusion", "mlp"), ("diffusion", "unet")]
 
 

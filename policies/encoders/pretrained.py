@@ -79,7 +79,13 @@ class PretrainedTrunk(Trunk):
         if config.frozen:
             self.net.requires_grad_(False)
         self.train(self.training)
-        self.out_channels = self._probe(config.name, size)
+        probe = self._probe(config.name, size)
+        self.out_channels = int(probe.shape[1])
+        # What the feature map does not depend on (poolers, class tokens' heads) never has a gradient, which
+        # DistributedDataParallel takes for an error.
+        reached = _leaves(probe)
+        for p in self.net.parameters():
+            p.requires_grad_(p in reached)
 
     def train(self, mode: bool = True) -> Self:
         """As :meth:`torch.nn.Module.train`; a frozen network and batch norms stay in eval mode."""
@@ -101,17 +107,18 @@ class PretrainedTrunk(Trunk):
             hidden: Tensor = self.net(pixel_values=images).last_hidden_state
         return hidden if hidden.ndim == 4 else _grid(hidden, images.shape[-2:], self.net.config)
 
-    def _probe(self, name: str, size: tuple[int, int]) -> int:
-        """Channels of the feature map, by looking at one black image."""
+    def _probe(self, name: str, size: tuple[int, int]) -> Tensor:
+        """The feature map of one black image, with what it was computed from."""
         mode = self.training
         self.eval()
         try:
-            with torch.no_grad():
-                return int(self(torch.zeros(1, 3, *size)).shape[1])
-        except (AssertionError, RuntimeError, ValueError, NotImplementedError) as e:
-            raise ConfigError(
-                f"{name} cannot read images of {size[0]}x{size[1]} pixels: {str(e).splitlines()[0]}"
-            ) from e
+            with torch.enable_grad():
+                out: Tensor = self(torch.zeros(1, 3, *size))
+            return out
+        # The last two: a network of texts, or one whose output is no feature map.
+        except (AssertionError, RuntimeError, ValueError, NotImplementedError, AttributeError, TypeError) as e:
+            why = (str(e).splitlines() or [type(e).__name__])[0]
+            raise ConfigError(f"{name} cannot read images of {size[0]}x{size[1]} pixels: {why}") from e
         finally:
             self.train(mode)
 
@@ -139,13 +146,11 @@ def _load(net: nn.Module, path: Path, name: str) -> None:
     """Fill ``net`` from a file; a classifier in it is left out, anything missing is refused."""
     if not path.is_file():
         raise ConfigError(f"obs.image.pretrained.weights: there is no file {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state: dict[str, Any] = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)  # tensors only: runs no code of the file
-        state = state.get("state_dict", state.get("model", state))
+    try:
+        state = _tensors(path)
+    except Exception as e:  # each format and each kind of damage has an exception of its own
+        why = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ConfigError(f"obs.image.pretrained.weights: {path} cannot be read as tensors: {why}") from e
     mine = net.state_dict()
     missing = sorted(k for k, v in mine.items() if k not in state or state[k].shape != v.shape)
     if missing:
@@ -153,21 +158,57 @@ def _load(net: nn.Module, path: Path, name: str) -> None:
     net.load_state_dict({k: state[k] for k in mine})
 
 
+def _tensors(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)  # tensors only: runs no code of the file
+    found: dict[str, Any] = state.get("state_dict", state.get("model", state))
+    return found
+
+
+def _leaves(out: Tensor) -> set[Tensor]:
+    """The parameters that ``out`` depends on."""
+    found: set[Tensor] = set()
+    seen, left = {None}, [out.grad_fn]
+    while left:
+        node: Any = left.pop()
+        if node not in seen:
+            seen.add(node)
+            left += [parent for parent, _ in node.next_functions]
+            if hasattr(node, "variable"):
+                found.add(node.variable)
+    return found
+
+
 def _transformers(config: PretrainedConfig) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     transformers = _library("transformers", "vision")
     if config.weights is not None:
         raise ConfigError("obs.image.pretrained.weights is for timm: transformers reads them from the folder `name`")
+    folder = Path(config.name).expanduser()
+    name = str(folder) if folder.is_dir() else config.name
     try:
-        net: Any = transformers.AutoModel.from_pretrained(config.name, local_files_only=True)
+        net: Any = transformers.AutoModel.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError) as e:
         raise ConfigError(
             f"obs.image.pretrained.name={config.name!r} is no folder of a transformers model, nor in the local cache: "
             f"{str(e).splitlines()[0]}"
         ) from e
     net = getattr(net, "vision_model", net)  # of CLIP and SigLIP only the image half
-    about = Path(config.name).expanduser() / "preprocessor_config.json"
-    settings = json.loads(about.read_text()) if about.is_file() else {}
+    settings = _preprocessing(name)
     return net, settings.get("image_mean", _IMAGENET[0]), settings.get("image_std", _IMAGENET[1])
+
+
+def _preprocessing(name: str) -> dict[str, Any]:
+    """What a transformers model in a folder, or in the local cache, says about its images; empty: nothing."""
+    path: Any = Path(name) / "preprocessor_config.json"
+    if not Path(name).is_dir():
+        path = importlib.import_module("huggingface_hub").try_to_load_from_cache(name, path.name)
+    found: dict[str, Any] = {}
+    if isinstance(path, str | Path) and Path(path).is_file():  # neither unknown to the cache, nor known to be absent
+        found = json.loads(Path(path).read_text())
+    return found
 
 
 def _grid(tokens: Tensor, size: Sequence[int], config: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,6 +123,63 @@ def test_a_folder_of_transformers(transformers: Any, tmp_path: Path):
         PretrainedTrunk(PretrainedConfig(library="transformers", name=str(tmp_path)), 3, (32, 32))
     with pytest.raises(ConfigError, match=r"is no folder of a transformers model"):
         PretrainedTrunk(PretrainedConfig(library="transformers", name=str(tmp_path / "none")), 3, (64, 64))
+
+
+class _Half(torch.nn.Module):
+    """A network whose head the feature map does not depend on, as transformers' poolers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.pooler = torch.nn.Conv2d(3, 8, 16, 16), torch.nn.Linear(8, 8)
+
+    def forward(self, pixel_values: torch.Tensor) -> Any:
+        return SimpleNamespace(last_hidden_state=self.patches(pixel_values))
+
+
+@pytest.fixture
+def half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that gives :class:`_Half` for any folder."""
+    library = SimpleNamespace(AutoModel=SimpleNamespace(from_pretrained=lambda name, **_: _Half()))
+    monkeypatch.setattr(pretrained, "_library", lambda name, extra: library)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_no_feature_depends_on_is_not_trained(half: None, tmp_path: Path, frozen: bool):
+    config = PretrainedConfig(library="transformers", name=str(tmp_path), frozen=frozen)
+    trunk = PretrainedTrunk(config, 3, (64, 64)).train()
+    trained = {n for n, p in trunk.named_parameters() if p.requires_grad}
+    assert trained == (set() if frozen else {"net.patches.weight", "net.patches.bias"})
+
+
+def test_a_model_in_the_local_cache_says_how_its_images_are_normalised(
+    half: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from huggingface_hub import constants
+
+    snapshot = tmp_path / "models--org--net" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--org--net" / "refs").mkdir()
+    (tmp_path / "models--org--net" / "refs" / "main").write_text("abc")
+    (snapshot / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2]}')
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    trunk = PretrainedTrunk(PretrainedConfig(library="transformers", name="org/net"), 3, (64, 64))
+    assert list(trunk.std) == [0.2, 0.2, 0.2]
+    other = PretrainedTrunk(PretrainedConfig(library="transformers", name="org/other"), 3, (64, 64))
+    assert tuple(other.mean) == pytest.approx((0.485, 0.456, 0.406))
+
+
+def test_a_network_of_texts_is_refused(half: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_Half, "forward", lambda self, input_ids: None)
+    with pytest.raises(ConfigError, match=r"cannot read images of 64x64.*pixel_values"):
+        PretrainedTrunk(PretrainedConfig(library="transformers", name=str(tmp_path)), 3, (64, 64))
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pth"])
+@pytest.mark.parametrize("content", [b"", b"no tensors at all"])
+def test_damaged_weights_are_refused(tmp_path: Path, name: str, content: bytes):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"{name} cannot be read as tensors"):
+        pretrained._load(torch.nn.Linear(1, 1), tmp_path / name, "net")
 
 
 def test_refusals_without_any_library(monkeypatch: pytest.MonkeyPatch):

@@ -160,17 +160,28 @@ class BatchSource:
         ``fraction [B]`` in [0, 1) tells where between the present and the end of the episode a ``future`` goal lies;
         None takes a number that is fixed for each window, so that evaluation always sees the same goals.
         """
+        index, row, padded = self._rows(window_indices)
+        obs_row = row[:, : self._n_obs]
+        obs = {k: self._select(k, obs_row) for k in self._obs_keys}
+        if self._goal_keys:
+            goal_row = self._goal_row(index, obs_row[:, -1:], self._ep_stop[index] - 1, fraction)  # [B, 1]
+            obs |= {goal_key(k): self._select(k, goal_row) for k in self._goal_keys}
+        obs |= {k: v[self._episode[index]][:, None] for k, v in self._tables.items()}
+        return Batch(obs, self._select(self._action_key, row), padded)
+
+    def gather_actions(self, window_indices: np.ndarray | Tensor, *, beside: str | None = None) -> Batch:
+        """As :meth:`gather`, with no observation but ``beside``: passing over all windows must not read all images."""
+        _, row, padded = self._rows(window_indices)
+        obs = {} if beside is None else {beside: self._select(beside, row[:, : self._n_obs])}
+        return Batch(obs, self._select(self._action_key, row), padded)
+
+    def _rows(self, window_indices: np.ndarray | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Index of the windows ``[B]``, their rows ``[B, H]``, and where these are copies of an episode's edge."""
         index = torch.as_tensor(window_indices, device=self._start.device)
         wanted = self._start[index] + self._offsets  # [B, H]
         first, stop = self._ep_start[index], self._ep_stop[index]
         row = torch.minimum(torch.maximum(wanted, first), stop - 1)
-        obs_row = row[:, : self._n_obs]
-        obs = {k: self._select(k, obs_row) for k in self._obs_keys}
-        if self._goal_keys:
-            goal_row = self._goal_row(index, obs_row[:, -1:], stop - 1, fraction)  # [B, 1]
-            obs |= {goal_key(k): self._select(k, goal_row) for k in self._goal_keys}
-        obs |= {k: v[self._episode[index]][:, None] for k, v in self._tables.items()}
-        return Batch(obs, self._select(self._action_key, row), row != wanted)
+        return index, row, row != wanted
 
     def _goal_row(self, index: Tensor, present: Tensor, last: Tensor, fraction: Tensor | None) -> Tensor:
         if self._goal_strategy == "final":

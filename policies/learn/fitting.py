@@ -57,9 +57,14 @@ def fit_head(policy: Policy, source: BatchSource) -> None:
     windows = torch.linspace(0, len(source) - 1, min(len(source), _CHUNKS), dtype=torch.float64).long()
     chunks = []
     for part in windows.split(_WINDOWS):
-        batch = source.gather(part).to(policy.device)
+        batch = source.gather_actions(part, beside=_reference_key(policy.spec)).to(policy.device)
         chunks.append(policy.normalize_action(batch.action, batch.obs))
     policy.head.fit(torch.cat(chunks))
+
+
+def _reference_key(spec: PolicySpec) -> str | None:
+    """The observation that actions are relative to."""
+    return None if spec.action_config.mode == "absolute" else spec.action_config.reference_key
 
 
 def _rows(cache: TrainingCache, key: str, episodes: NDArray[np.int64]) -> Iterator[torch.Tensor]:
@@ -78,7 +83,7 @@ def _observations(
 
 
 def _action_offsets(spec: PolicySpec, source: BatchSource) -> Iterator[NDArray[np.float32]]:
-    key = spec.action_config.reference_key
+    key = _reference_key(spec)
     assert key is not None
     transform = ActionTransform(
         spec.action_config,
@@ -87,6 +92,6 @@ def _action_offsets(spec: PolicySpec, source: BatchSource) -> Iterator[NDArray[n
         reference_size=spec.obs[key].size,
     )
     for windows in torch.arange(len(source)).split(_WINDOWS):
-        batch = source.gather(windows)
+        batch = source.gather_actions(windows, beside=key)
         reference = batch.obs[key][:, spec.window.n_obs - 1].float().flatten(1)
         yield transform.forward(batch.action, reference).flatten(0, 1).cpu().numpy()

@@ -12,6 +12,7 @@ from rich.console import Console
 from visuomotor.configs.build import load_policy, set_guidance
 from visuomotor.configs.execution import Execution
 from visuomotor.configs.schema import DataConfig, RolloutConfig
+from visuomotor.data.batches import is_goal
 from visuomotor.data.errors import ConfigError
 from visuomotor.envs.registry import make_env
 from visuomotor.policies.execution.ensemble import TemporalEnsemble
@@ -56,6 +57,7 @@ class RolloutEvaluator:
             self.check_source(spec)
             if config.goal is not None and not spec.constant_keys:
                 raise ConfigError(f"goal={config.goal}: the policy reads neither a goal nor a text")
+            self._check_wanted(spec)
             if config.text is not None or not spec.constant_keys <= set(e.obs_spec):
                 goals = load_goals(spec, config.goal or data.path, config.text, data.parts)
                 self._env = e if goals is None else GoalEnv(e, goals, spec)
@@ -71,6 +73,13 @@ class RolloutEvaluator:
         """
         e = self._env
         spec.check_source(e.obs_spec, e.action_spec, e.fps, source=f"task {self._task!r}")
+
+    def _check_wanted(self, spec: PolicySpec) -> None:
+        """Refuse a goal or text that would be ignored, because the task gives its own."""
+        c, texts = self._config, {k for k in spec.constant_keys if not is_goal(k)}
+        for name, value, keys in (("goal", c.goal, spec.constant_keys), ("text", c.text, texts)):
+            if value is not None and keys and keys <= set(self._env.obs_spec):
+                raise ConfigError(f"{name}={value}: task {self._task!r} itself gives {sorted(keys)}")
 
     def check(self, policy: ChunkPolicy) -> None:
         """Refuse, before anything is run, a policy that cannot be executed as the settings say.

@@ -15,13 +15,18 @@ from visuomotor.configs import execution, rollout
 from visuomotor.configs.cli import main
 from visuomotor.configs.compose import compose_train, parse_plain
 from visuomotor.configs.rollout import RolloutEvaluator
-from visuomotor.configs.schema import EvalConfig
+from visuomotor.configs.schema import DataConfig, EvalConfig, RolloutConfig
+from visuomotor.data.actions import ActionConfig
 from visuomotor.data.errors import ConfigError
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
+from visuomotor.data.windows import WindowConfig
 from visuomotor.envs import registry
 from visuomotor.envs.gym_adapter import GymVecEnv
 from visuomotor.envs.registry import TaskEntry
+from visuomotor.policies.spec import PolicySpec
+
+QPOS, TEXT = ArraySpec(shape=(2,)), ArraySpec(shape=(8,), dtype="uint8")
 
 
 class _Reach(gym.Env[Any, np.ndarray]):
@@ -43,6 +48,11 @@ class _Reach(gym.Env[Any, np.ndarray]):
 @dataclass(kw_only=True, slots=True)
 class _ReachConfig:
     """The point has no settings."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _GivenConfig:
+    """Nor has the one that gives a goal or a text."""
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +136,37 @@ def test_a_policy_for_another_task_is_refused_before_anything_is_run(runs, capsy
 def test_the_final_evaluation_computes_where_the_training_did(runs, monkeypatch):
     devices = []
     load = rollout.load_policy
-    monkeypatch.setattr(
-        rollout, "load_policy", lambda path, device: devices.append(device) or load(path, device=device)
-    )
+
+    def note(path, device):
+        devices.append(device)
+        return load(path, device=device)
+
+    monkeypatch.setattr(rollout, "load_policy", note)
     line = ["train", "task=reach", f"data={runs / 'reach.zarr'}", "obs.keys=[qpos]", f"run_dir={runs / 'final'}"]
     short = ["train.steps=1", "train.batch_size=4", "eval.episodes=1", "eval.videos=0", "eval.selection_episodes=1"]
     assert main([*line, *short, "backbone.width=16", "threads=1", "device=cpu"]) == 0
     assert devices == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize(
+    ("constant", "settings", "says"),
+    [
+        ({"goal/qpos": QPOS}, {"goal": "goals.npz"}, r"goal=goals\.npz: task 'given' itself gives \['goal/qpos'\]"),
+        ({"task": TEXT}, {"text": "stop"}, r"text=stop: task 'given' itself gives \['task'\]"),
+    ],
+)
+def test_goals_and_texts_that_the_task_gives_itself_cannot_be_given(monkeypatch, constant, settings, says):
+    space = {k: gym.spaces.Box(0, 255, s.shape, s.dtype) for k, s in {"qpos": QPOS, **constant}.items()}
+    monkeypatch.setattr(_Reach, "observation_space", gym.spaces.Dict(space))
+    make = lambda config, n: GymVecEnv([_Reach] * n, max_episode_steps=12, fps=20.0)  # noqa: E731
+    monkeypatch.setitem(registry._TASKS, "given", TaskEntry(_GivenConfig, make))
+    spec = PolicySpec(
+        obs={"qpos": QPOS, **constant}, action_key="action", action=ArraySpec(shape=(2,)), fps=20.0,
+        window=WindowConfig(), action_config=ActionConfig(), constant_keys=frozenset(constant),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=says):
+        RolloutEvaluator("given", _GivenConfig(), RolloutConfig(**settings), spec, data=DataConfig(path="none"))
+    RolloutEvaluator("given", _GivenConfig(), RolloutConfig(), spec, data=DataConfig(path="none")).close()
 
 
 def test_a_value_function_of_another_package_ranks(runs, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -156,7 +157,8 @@ def test_steering_leaves_the_other_components_alone():
         def unnormalize_action(self, chunk, obs):
             return self.transform.inverse(chunk * self.gain, obs["state"][:, 0])
 
-    wish = Steering(Turning(), SteerConfig(target=[5.0], strength=1.0), {"state": torch.tensor([[[2.0, 1.0]]])})
+    policy: Any = Turning()
+    wish = Steering(policy, SteerConfig(target=[5.0], strength=1.0), {"state": torch.tensor([[[2.0, 1.0]]])})
     residual = wish(torch.tensor([[[1.0, 1.2], [2.0, -0.3]]]))  # 1.2 pi is -0.8 pi once it was an action
     assert torch.allclose(residual, torch.tensor([[[2.0, 0.0], [1.0, 0.0]]]), atol=1e-6)
 

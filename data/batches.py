@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -127,11 +126,6 @@ class BatchSource:
     def __len__(self) -> int:
         """Number of windows ``W``, the samples of an epoch."""
         return len(self._start)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches until every window was seen once, rounded up."""
-        return math.ceil(len(self) / self._batch_size)
 
     def batch(self, step: int) -> Batch:
         """This rank's part of global batch ``step`` (0 or more)."""

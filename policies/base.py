@@ -132,7 +132,7 @@ class Backbone(nn.Module, ABC):
 
     A head may differentiate a backbone by its chunk and its time in forward mode (``torch.func.jvp``), and by a chunk
     that requires gradients as often as it likes (``create_graph``): attention then takes a form that has these
-    derivatives. torch.compile has neither (PyTorch 2.13): such a loss runs uncompiled.
+    derivatives. torch.compile has neither (PyTorch 2.13): such a loss is not compiled (``Head.compiles``).
     """
 
     takes_tokens = False  # otherwise observation tokens are refused
@@ -173,6 +173,7 @@ class Head(nn.Module, ABC):
         is_field: whether the net's output is a field over chunks (noise, velocity, clean estimate), so that weighted
             sums of several outputs mean something: classifier-free guidance, composition.
         needs_gradient: whether sampling differentiates the net.
+        compiles: whether torch.compile can compile the loss, which it cannot where that differentiates the net.
         input_dim: ``Di``, without the channels of a known prefix.
         output_dim: ``Do``.
     """
@@ -183,6 +184,7 @@ class Head(nn.Module, ABC):
     denoises: bool = True
     is_field: bool = False
     needs_gradient: bool = False
+    compiles: bool = True
 
     def __init__(self, sizes: ChunkSizes) -> None:
         super().__init__()

@@ -74,6 +74,7 @@ class EnergyHead(Head):
 
     is_field = True
     needs_gradient = True
+    compiles = False  # torch.compile has no second derivatives
 
     def __init__(self, config: EnergyConfig, sizes: ChunkSizes) -> None:
         super().__init__(sizes)

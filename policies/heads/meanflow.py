@@ -87,6 +87,7 @@ class MeanFlowHead(AverageVelocityHead):
 
     def __init__(self, config: MeanFlowConfig, sizes: ChunkSizes) -> None:
         super().__init__(config, sizes)
+        self.compiles = config.derivative != "jvp"  # torch.compile has no forward-mode derivatives
 
     def loss(self, net: NetFn, action: Tensor, draws: Draws) -> Tensor:
         c, b = self.config, len(action)

@@ -99,6 +99,11 @@ class Trainer:
                 f"train.cuda_graph=true: expected one process on a GPU, this is {accelerator.num_processes} on "
                 f"{accelerator.device.type}"
             )
+        if config.compile and not policy.head.compiles:
+            raise ConfigError(
+                f"train.compile=true: the loss of {type(policy.head).__name__} differentiates its network, for which "
+                "torch.compile has no derivatives. Set train.compile=false"
+            )
         self.policy = policy.to(accelerator.device)
         self.ema = EMA(self.policy, ema)
         self.optimizer = make_optimizer(self.policy, optim, graphed=graphed)

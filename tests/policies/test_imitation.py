@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from visuomotor.configs.registry import heads
 from visuomotor.data.errors import CheckpointError, ConfigError
+from visuomotor.policies.base import ChunkSizes
 from visuomotor.policies.learn.events import GracefulStop, StepEvent, every
 from visuomotor.policies.learn.imitation import Trainer, TrainingConfig
 from visuomotor.policies.learn.open_loop import open_loop_error
@@ -140,6 +143,22 @@ def test_a_compiled_step_learns_the_same(make_trainer):
     compiled.run([], GracefulStop())
     for a, b in zip(plain.policy.parameters(), compiled.policy.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("head", "settings", "compiles"),
+    [("energy", {}, False), ("meanflow", {}, False), ("meanflow", {"derivative": "difference"}, True)],
+)
+def test_a_loss_that_torch_compile_lacks_the_derivatives_for_is_refused(head, settings, compiles, make_policy):
+    policy, source = make_policy()
+    entry = heads()[head]
+    sizes = ChunkSizes(action_dim=2, horizon=16, n_obs=2, feature_dim=policy.encoder.feature_dim)
+    policy.head = entry.build(entry.config_class(**settings), sizes)
+    with nullcontext() if compiles else pytest.raises(ConfigError, match=r"train\.compile=false"):
+        Trainer(
+            policy, source, config=TrainingConfig(compile=True), optim=OPTIM, ema=EMAConfig(),
+            accelerator=Accelerator(cpu=True), seed=0,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"precision": "fp16"}, {"save_every": -1}])

@@ -156,7 +156,9 @@ def test_the_final_evaluation_computes_where_the_training_did(runs, monkeypatch)
     ],
 )
 def test_goals_and_texts_that_the_task_gives_itself_cannot_be_given(monkeypatch, constant, settings, says):
-    space = {k: gym.spaces.Box(0, 255, s.shape, s.dtype) for k, s in {"qpos": QPOS, **constant}.items()}
+    space: dict[str, gym.Space[Any]] = {}
+    for key, array in {"qpos": QPOS, **constant}.items():
+        space[key] = gym.spaces.Box(0, 255, array.shape, array.dtype)
     monkeypatch.setattr(_Reach, "observation_space", gym.spaces.Dict(space))
     make = lambda config, n: GymVecEnv([_Reach] * n, max_episode_steps=12, fps=20.0)  # noqa: E731
     monkeypatch.setitem(registry._TASKS, "given", TaskEntry(_GivenConfig, make))

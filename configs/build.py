@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from visuomotor.configs.registry import backbones, heads, name_of
 from visuomotor.configs.schema import ActionSettings, TrainConfig
@@ -238,7 +239,11 @@ def _typed(schema: type, values: dict[str, Any]) -> Any:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(f"{schema.__name__} has no setting {unknown[0]!r}. {nearest(unknown[0], known)}")
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except OmegaConfBaseException as e:  # deeper down
+        key = getattr(e, "full_key", None)
+        raise ConfigError(f"{schema.__name__}{f', {key}' if key else ''}: {str(e).splitlines()[0]}") from None
 
 
 def keep_freed_memory() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visuomotor.data.angles import wrap
 from visuomotor.data.batches import BatchSource
 from visuomotor.data.errors import DataError
 from visuomotor.policies.policy import Policy
@@ -36,12 +37,13 @@ def open_loop_error(
 ) -> OpenLoopError:
     """Sample a chunk for up to ``max_windows`` evenly spaced windows and compare what would be executed.
 
-    Steps past the end of an episode do not count.
+    Steps past the end of an episode do not count, nor do whole turns of an angle.
 
     Raises:
         DataError: no window has an executed step inside its episode.
     """
     window = policy.spec.window
+    angles = list(policy.spec.action_config.angle_dims)
     windows = torch.linspace(0, len(source) - 1, min(len(source), max_windows)).long()
     generator = torch.Generator().manual_seed(seed)
     executed = slice(window.n_obs - 1, window.n_obs - 1 + window.n_exec)
@@ -51,6 +53,7 @@ def open_loop_error(
         batch = source.gather(part).to(policy.device)
         chunk = policy.sample(batch.obs, policy.draw_noise(len(part), generator))
         error = (chunk - batch.action)[:, executed].double().cpu()  # [B, Ta, Da]
+        error[..., angles] = wrap(error[..., angles])
         valid = (~batch.is_pad[:, executed]).double().cpu()[..., None]  # [B, Ta, 1]
         absolute += (error.abs() * valid).sum(0)
         squared += (error.square() * valid).sum(0)

@@ -127,7 +127,8 @@ def load_goals(
     else:
         with DemoStore.open(source) as store:
             for name, part in (parts or {}).items():
-                store.add_part(name, part)
+                if goal_key(name) in spec.constant_keys:  # a store of goals need not hold what others are made of
+                    store.add_part(name, part)
             table = GoalTable.from_store(store, spec, texts=text is None)
     return table if text is None else table.with_text(text, spec)
 

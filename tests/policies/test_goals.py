@@ -69,7 +69,8 @@ def test_goals_of_a_store_are_the_last_steps_with_their_texts(demo_store):
 
 def test_parts_of_arrays_can_be_goals(demo_store):
     only = spec(**{"goal/height": ArraySpec(shape=(1,))})
-    table = load_goals(only, demo_store, parts={"height": PartConfig(key="state", dims=[2])})
+    parts = {"height": PartConfig(key="state", dims=[2]), "observed": PartConfig(key="not here", dims=[0])}
+    table = load_goals(only, demo_store, parts=parts)
     assert table is not None
     assert table.values["goal/height"].tolist() == [[4.0], [5.0], [13.0]]
 

@@ -89,7 +89,8 @@ class ComposedPolicy:
         """
         if prefix is not None:
             raise ConfigError("composed policies cannot go on from known actions: use execute.mode=rtc_guided")
-        with torch.no_grad() if guide is not None and guide.needs_gradient else torch.inference_mode():
+        differentiates = guide is not None and guide.needs_gradient
+        with torch.inference_mode(not differentiates), torch.no_grad():
             others = [_estimates(p, obs) for p in self._others]
         return self._lead.sample(obs, noise, guide=_Blend(self._weights, others, guide), start=start)
 

@@ -125,7 +125,11 @@ class Policy(nn.Module):
             ConfigError: something that this policy or its head cannot do, with the reason.
         """
         differentiates = self.head.needs_gradient or (guide is not None and guide.needs_gradient)
-        with torch.no_grad() if differentiates else torch.inference_mode():
+        with torch.inference_mode(not differentiates), torch.no_grad():
+            if differentiates:  # which tensors that were born in inference mode cannot be
+                obs, noise = {k: _usable(v) for k, v in obs.items()}, _usable(noise)
+                prefix = None if prefix is None else Prefix(_usable(prefix.action), _usable(prefix.mask))
+                start = None if start is None else start._replace(chunk=_usable(start.chunk))
             return self.generate(obs, noise, prefix=prefix, guide=guide, start=start)
 
     def generate(
@@ -210,3 +214,7 @@ class Policy(nn.Module):
         if self.spec.action_config.mode == "absolute" or key is None:
             return None
         return obs[key][:, self.spec.window.n_obs - 1].float().flatten(1)
+
+
+def _usable(x: Tensor) -> Tensor:
+    return x.clone() if x.is_inference() else x

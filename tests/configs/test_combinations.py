@@ -45,6 +45,20 @@ def _config(entry, settings):
     return entry.config_class(**settings)
 
 
+@pytest.mark.parametrize("backbone", list(_SMALL))
+@pytest.mark.parametrize("head", ["energy", "flow"])
+def test_the_callers_inference_mode_changes_nothing(head, backbone):
+    policy = _policy(head, backbone, LossConfig(max_delay=2)).eval()
+    obs, noise = {"state": torch.randn(B, 2, 3)}, torch.randn(B, *policy.noise_shape)
+    prefix = Prefix(torch.randn(B, H, DA), torch.arange(H).expand(B, -1) < 2)
+    expected = policy.sample(obs, noise, prefix=prefix)
+    with torch.inference_mode():
+        obs, noise, prefix = {k: v.clone() for k, v in obs.items()}, noise.clone(), Prefix(*(v.clone() for v in prefix))
+        inside = policy.sample(obs, noise, prefix=prefix)
+    assert torch.allclose(inside, expected, atol=1e-6)
+    assert torch.allclose(policy.sample(obs, noise, prefix=prefix), expected, atol=1e-6)  # tensors that were born there
+
+
 def _policy(head: str, backbone: str, loss: LossConfig | None = None) -> Policy:
     spec = PolicySpec(
         obs={"state": ArraySpec(shape=(3,))}, action_key="action", action=ArraySpec(shape=(DA,)), fps=10.0,

@@ -140,6 +140,9 @@ def _parse(words: Sequence[str]) -> list[Override]:
             out += OverridesParser.create().parse_overrides([_literal(word)])
         except HydraException as e:
             raise ConfigError(f"cannot read {word!r}: {_first_line(e)}") from None
+    deleted = [o.input_line for o in out if o.is_delete()]
+    if deleted:
+        raise ConfigError(f"{deleted[0]!r}: settings cannot be deleted, only given another value")
     sweeps = [o.input_line for o in out if o.is_sweep_override()]
     if sweeps:
         raise ConfigError(f"{sweeps[0]!r} names several values; this command runs one. Loop over them in the shell.")

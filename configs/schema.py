@@ -47,6 +47,10 @@ class DataConfig:
     parts: dict[str, PartConfig] = field(default_factory=dict)
     cache: CacheConfig = field(default_factory=CacheConfig)
 
+    def __post_init__(self) -> None:
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise ConfigError(f"data.fps={self.fps}: expected more than 0 steps per second, or null")
+
 
 @dataclass(kw_only=True, slots=True)
 class ActionSettings(ActionConfig):

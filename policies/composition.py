@@ -42,7 +42,7 @@ class ComposedPolicy:
     """
 
     def __init__(self, policies: Sequence[Policy], weights: Sequence[float]) -> None:
-        if len(weights) != len(policies) or abs(sum(weights) - 1.0) > 1e-6:
+        if len(weights) != len(policies) or not abs(sum(weights) - 1.0) <= 1e-6:  # of NaN neither is true
             raise ConfigError(
                 f"{len(policies)} policies with the weights {list(weights)}: expected one for each, summing to 1"
             )

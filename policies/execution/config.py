@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from visuomotor.data.errors import ConfigError, nearest
@@ -73,7 +74,11 @@ class SteerConfig:
         sizes = sorted({len(p) for p in self.corners})
         if len(sizes) > 1 or 0 in sizes:
             raise ConfigError(f"steer.path has corners of {sizes} values: expected as many for each, at least 1")
-        if self.dims and sizes and len(self.dims) != sizes[0]:
+        if not all(math.isfinite(value) for corner in self.corners for value in corner):
+            raise ConfigError(f"steer: the corners {self.corners} are not all finite")
+        if self.dims and not sizes:
+            raise ConfigError(f"steer.dims={self.dims} belong to a point or path: give steer.target= or steer.path=")
+        if self.dims and len(self.dims) != sizes[0]:
             raise ConfigError(f"steer: {sizes[0]} values a point for dims={self.dims}: expected one for each")
         if not self.strength >= 0:
             raise ConfigError(f"steer.strength={self.strength}: expected 0 or more")

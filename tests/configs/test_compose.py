@@ -88,6 +88,8 @@ def test_saved_settings_come_back_the_same():
         (["seed=-1"], r"seed=-1"),
         (["action.norm.mode=zscore"], r"policy\.clip=1 .*\['zscore'\].*policy\.clip=null"),
         (["device=tpu"], r"unknown device 'tpu'"),
+        (["~seed=1"], r"'~seed=1': settings cannot be deleted"),
+        (["data.fps=0"], r"data\.fps=0.*more than 0"),
         (["window.horizon=8"], r"horizon=8 is too short for n_obs=2 and n_exec=8"),
         (["obs.angles.qpos=[0]"], r"obs\.angles names 'qpos', which is not observed.*state"),
         (["policy=gaussian", "policy.squash=true", "action.norm.mode=zscore"], r"policy\.squash=false"),

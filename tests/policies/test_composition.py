@@ -177,7 +177,7 @@ def test_a_prefix_is_refused(make):
         make_actor(both, num_envs=1, config=ExecuteConfig(mode="rtc", delay=1))
 
 
-@pytest.mark.parametrize("weights", [[1.0], [0.5, 0.6]])
+@pytest.mark.parametrize("weights", [[1.0], [0.5, 0.6], [float("nan"), 1.0]])
 def test_wrong_weights_are_refused(make, weights):
     a = make(HEADS["flow"]())
     with pytest.raises(ConfigError, match="summing to 1"):

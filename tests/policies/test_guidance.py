@@ -170,6 +170,8 @@ def test_steering_leaves_the_other_components_alone():
         ({"path": [[1.0, 2.0], [3.0]]}, r"\[1, 2\] values"),
         ({"target": [1.0], "dims": [0, 1]}, "one for each"),
         ({"target": [1.0], "strength": -1.0}, "strength=-1"),
+        ({"target": [float("nan"), 1.0]}, "not all finite"),
+        ({"dims": [0]}, r"steer.dims=\[0\] belong to a point"),
     ],
 )
 def test_wrong_targets_are_refused(settings, says):

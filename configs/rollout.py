@@ -51,34 +51,32 @@ class RolloutEvaluator:
         self._config, self._execution = config, execution or Execution(config=config.execute)
         self.executed: dict[str, Any] = {}
         self._task = task
-        self._env = make_env(env, min(config.num_envs, max(config.episodes, config.selection_episodes)))
+        self._worlds = make_env(env, min(config.num_envs, max(config.episodes, config.selection_episodes)))
+        self._env = self._worlds  # with goals and texts, if the policy reads some that the task does not give
         try:
-            e = self._env
             self.check_source(spec)
-            if config.goal is not None and not spec.constant_keys:
-                raise ConfigError(f"goal={config.goal}: the policy reads neither a goal nor a text")
-            self._check_wanted(spec)
-            if config.text is not None or not spec.constant_keys <= set(e.obs_spec):
+            if not spec.constant_keys <= set(self._worlds.obs_spec):
                 goals = load_goals(spec, config.goal or data.path, config.text, data.parts)
-                self._env = e if goals is None else GoalEnv(e, goals, spec)
+                self._env = self._worlds if goals is None else GoalEnv(self._worlds, goals, spec)
         except BaseException:
-            self._env.close()
+            self._worlds.close()
             raise
 
     def check_source(self, spec: PolicySpec) -> None:
-        """Refuse a policy that observes or commands something else than the task has.
+        """Refuse a policy that observes or commands something else than the task has, or a goal or text it cannot use.
 
         Raises:
             CheckpointError: naming what differs.
+            ConfigError: a goal or text that would be ignored.
         """
-        e = self._env
+        e, c = self._worlds, self._config
         spec.check_source(e.obs_spec, e.action_spec, e.fps, source=f"task {self._task!r}")
-
-    def _check_wanted(self, spec: PolicySpec) -> None:
-        """Refuse a goal or text that would be ignored, because the task gives its own."""
-        c, texts = self._config, {k for k in spec.constant_keys if not is_goal(k)}
+        texts = {k for k in spec.constant_keys if not is_goal(k)}
         for name, value, keys in (("goal", c.goal, spec.constant_keys), ("text", c.text, texts)):
-            if value is not None and keys and keys <= set(self._env.obs_spec):
+            if value is not None and not keys:
+                reads = "neither a goal nor a text" if name == "goal" else "no text"
+                raise ConfigError(f"{name}={value}: the policy reads {reads}")
+            if value is not None and keys <= set(e.obs_spec):
                 raise ConfigError(f"{name}={value}: task {self._task!r} itself gives {sorted(keys)}")
 
     def check(self, policy: ChunkPolicy) -> None:

@@ -171,6 +171,23 @@ def test_goals_and_texts_that_the_task_gives_itself_cannot_be_given(monkeypatch,
     RolloutEvaluator("given", _GivenConfig(), RolloutConfig(), spec, data=DataConfig(path="none")).close()
 
 
+def test_another_policy_is_held_against_the_task_not_against_what_the_first_was_given(monkeypatch):
+    make = lambda config, n: GymVecEnv([_Reach] * n, max_episode_steps=12, fps=20.0)  # noqa: E731
+    monkeypatch.setitem(registry._TASKS, "given", TaskEntry(_GivenConfig, make))
+
+    def spec(**texts):
+        return PolicySpec(
+            obs={"qpos": QPOS, **texts}, action_key="action", action=ArraySpec(shape=(2,)), fps=20.0,
+            window=WindowConfig(), action_config=ActionConfig(), constant_keys=frozenset(texts),
+        )  # fmt: skip
+
+    e = RolloutEvaluator("given", _GivenConfig(), RolloutConfig(text="go"), spec(task=TEXT), data=DataConfig(path=""))
+    e.check_source(spec(task=ArraySpec(shape=(16,), dtype="uint8")))  # longer texts
+    with pytest.raises(ConfigError, match="text=go: the policy reads no text"):
+        e.check_source(spec())
+    e.close()
+
+
 def test_a_value_function_of_another_package_ranks(runs, monkeypatch):
     class Point:
         def load(self):

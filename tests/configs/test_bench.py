@@ -61,12 +61,22 @@ def test_an_unknown_task_is_refused(capsys):
     assert "Did you mean 'pusht'" in capsys.readouterr().err
 
 
+def test_every_preset_with_an_environment_is_a_task(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(bench, "_train_all", lambda entries, _: bool(trained.extend(entries)) or True)
+    assert visuomotor(["bench", "pusht_image", "data=x", f"out={tmp_path}", "policies=[flow]"]) == 0
+    assert len(trained) == 1
+    assert visuomotor(["bench", "none", "data=x", f"out={tmp_path}"]) == 2
+
+
 def test_settings_of_training_are_tried_before_anything_runs(tmp_path, capsys):
     assert visuomotor(["bench", "pusht", "data=x", f"out={tmp_path}", "train.batch_sise=16"]) == 2
     assert "Did you mean 'train.batch_size'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("word", ["policy=flow", "train.steps=100", "run_dir=/x", "resume=/x", "eval.episodes=3"])
+@pytest.mark.parametrize(
+    "word", ["policy=flow", "train.steps=100", "run_dir=/x", "resume=/x", "eval.episodes=3", "train.eval_every=9"]
+)
 def test_what_the_bench_sets_itself_is_refused(word, tmp_path, capsys):
     assert visuomotor(["bench", "pusht", "data=x", f"out={tmp_path}", word]) == 2
     assert f"{word}: the bench sets this itself" in capsys.readouterr().err

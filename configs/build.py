@@ -201,8 +201,10 @@ def load_policy(
 
     Raises:
         CheckpointError: nothing there, damaged files, or parts that this installation does not have.
-        ConfigError: a solver or a number of steps that the head does not have.
+        ConfigError: a solver or a number of steps that the head does not have, or other ``weights``.
     """
+    if weights not in ("ema", "raw"):
+        raise ConfigError(f"unknown weights {weights!r}. {nearest(weights, ('ema', 'raw'))}")
     checkpoint = Checkpoint.open(resolve_checkpoint(path))
     model = checkpoint.document("model")
     parts: dict[str, Any] = {}

@@ -112,6 +112,11 @@ def test_a_solver_that_the_head_lacks_is_one_sentence(run, capsys):
     assert capsys.readouterr().err.startswith("visuomotor: head flow: unknown solver 'ddim'")
 
 
+def test_other_weights_than_two_are_refused(run):
+    with pytest.raises(ConfigError, match=r"'emaa'.*'ema'"):
+        load_policy(run, weights="emaa")
+
+
 def test_weights_of_another_network_are_one_sentence(run, capsys, monkeypatch):
     monkeypatch.setattr(Checkpoint, "tensors", lambda *_: {})
     assert main(["export", f"checkpoint={run}"]) == 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -71,13 +71,11 @@ class NetSizes:
 class LossOutput:
     """Loss of one batch.
 
-    ``loss`` is the scalar to minimise; ``per_step [B, H]`` is the same before masking and averaging (detached);
-    ``metrics`` are scalars worth a curve, kept as tensors so that reading them does not stall a GPU.
+    ``loss`` is the scalar to minimise; ``per_step [B, H]`` is the same before masking and averaging (detached).
     """
 
     loss: Tensor
     per_step: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Observed(NamedTuple):

@@ -72,10 +72,12 @@ class LossOutput:
     """Loss of one batch.
 
     ``loss`` is the scalar to minimise; ``per_step [B, H]`` is the same before masking and averaging (detached).
+    ``count`` is how many steps it is the mean of, where some are left out: processes that share a batch differ in it.
     """
 
     loss: Tensor
     per_step: Tensor
+    count: Tensor | None = None
 
 
 class Observed(NamedTuple):

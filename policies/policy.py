@@ -100,7 +100,7 @@ class Policy(nn.Module):
         mask = ~batch.is_pad.repeat_interleave(n, 0) if self.spec.window.mask_padding else None
         if prefix is not None:
             mask = ~prefix.mask if mask is None else mask & ~prefix.mask
-        return LossOutput(masked_mean(per_step, mask), per_step.detach())
+        return LossOutput(masked_mean(per_step, mask), per_step.detach(), None if mask is None else mask.sum())
 
     def draw_noise(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Standard normal ``[B, M, H, Da]`` for one :meth:`sample`."""

@@ -167,8 +167,9 @@ def test_killed_five_times_and_resumed_equals_uninterrupted(reach, tmp_path):
     _kill_and_resume(reach, tmp_path, kills=5, steps=2000)
 
 
-def test_two_processes_learn_what_one_does(reach, tmp_path):
-    settings = ("train.steps=20", "data.val_fraction=0.2", "train.precision=fp32", "backbone.dropout=0")
+@pytest.mark.parametrize("more", [(), ("window.mask_padding=true", "window.pad_after=15", "loss.max_delay=4")])
+def test_two_processes_learn_what_one_does(more, reach, tmp_path):
+    settings = ("train.steps=20", "data.val_fraction=0.2", "train.precision=fp32", "backbone.dropout=0", *more)
     assert main(_words(reach, tmp_path / "one", *settings)) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command = [*torchrun, "visuomotor.configs.cli", *_words(reach, tmp_path / "two", *settings)]

@@ -207,9 +207,19 @@ class Trainer:
 
         def loss(batch: Batch, draws: Draws) -> Tensor:
             with self._autocast():
-                return model(batch, draws).loss
+                out = model(batch, draws)
+            return out.loss if out.count is None else out.loss * self._share(out.count)
 
         return torch.compile(loss) if self._config.compile else loss
+
+    def _share(self, count: Tensor) -> Tensor | float:
+        """What makes the mean over processes of their losses the mean over all steps, of which ``count`` are here."""
+        world = self._accelerator.num_processes
+        if world == 1:
+            return 1.0
+        mine = count.float()
+        share: Tensor = mine * world / self._accelerator.reduce(mine, reduction="sum").clamp_min(1.0)
+        return share
 
     def _apply(self) -> Tensor:
         """Clip, step, forget the gradients; returns the norm before clipping."""

@@ -63,7 +63,12 @@ def test_an_unknown_task_is_refused(capsys):
 
 def test_every_preset_with_an_environment_is_a_task(tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(bench, "_train_all", lambda entries, _: bool(trained.extend(entries)) or True)
+
+    def train_all(entries, parallel):
+        trained.extend(entries)
+        return True
+
+    monkeypatch.setattr(bench, "_train_all", train_all)
     assert visuomotor(["bench", "pusht_image", "data=x", f"out={tmp_path}", "policies=[flow]"]) == 0
     assert len(trained) == 1
     assert visuomotor(["bench", "none", "data=x", f"out={tmp_path}"]) == 2

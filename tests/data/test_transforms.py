@@ -64,9 +64,7 @@ def test_resize():
 
 
 def test_erase_covers_one_rectangle_a_sample():
-    top, left, height, width = (
-        torch.tensor(v) for v in ([0, 1], [1, 0], [1, 0], [2, 3])
-    )
+    top, left, height, width = (torch.tensor(v) for v in ([0, 1], [1, 0], [1, 0], [2, 3]))
     out = erase(torch.zeros(2, 1, 2, 4), top, left, height, width, torch.tensor([[7.0], [9.0]]))
     assert out[0, 0].tolist() == [[0, 7, 7, 0], [0, 0, 0, 0]]
     assert out[1, 0].sum() == 0

@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -123,9 +124,16 @@ def _split(task: str, words: Sequence[str]) -> tuple[BenchConfig, list[str]]:
 
 def _train_all(entries: Sequence[_Entry], parallel: int) -> bool:
     """Train what is not trained yet, ``parallel`` at a time; False if that was interrupted."""
-    pool = ThreadPoolExecutor(parallel)
+    pool, stopped = ThreadPoolExecutor(parallel), threading.Event()
+
+    def train(entry: _Entry) -> bool:
+        if stopped.is_set() or not entry.train():
+            stopped.set()  # a training that was told to stop speaks for all
+            return False
+        return True
+
     try:
-        return all(list(pool.map(_Entry.train, entries)))
+        return all(list(pool.map(train, entries)))
     except KeyboardInterrupt:  # the trainings get it too, and leave checkpoints
         return False
     finally:

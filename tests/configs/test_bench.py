@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from visuomotor.configs import bench
-from visuomotor.configs.bench import BenchConfig, main
+from visuomotor.configs.bench import BenchConfig, _train_all, main
 from visuomotor.configs.bench_table import Row, render, replace_block
 from visuomotor.configs.cli import main as visuomotor
 from visuomotor.data.errors import ConfigError
@@ -132,3 +132,17 @@ def test_a_bench_goes_on_where_it_was(tmp_path):
     assert all(r["p50_ms"] > 0 and r["steps"] > 0 and len(r["scores"]) == 2 for r in rows)
     with pytest.raises(ConfigError, match=r"minutes=0.02, asked for is minutes=1"):
         main([*words[:2], "minutes=1", *words[3:]])
+
+
+def test_a_training_that_was_stopped_stops_the_bench():
+    class Entry:
+        def __init__(self, done):
+            self.done, self.asked = done, False
+
+        def train(self):
+            self.asked = True
+            return self.done
+
+    entries = [Entry(True), Entry(False), Entry(True)]
+    assert not _train_all(entries, parallel=1)
+    assert [e.asked for e in entries] == [True, True, False]

@@ -35,7 +35,6 @@ __all__ = [
     "make_spec",
     "model_document",
     "pick_device",
-    "set_guidance",
     "set_threads",
 ]
 
@@ -146,22 +145,6 @@ def build_policy(
             "or let the encoders pool their tokens"
         )
     return Policy(spec, encoder=encoder, backbone=net, head=head_module, normalizer=normalizer, loss=loss)
-
-
-def set_guidance(policy: Policy, scale: float) -> None:
-    """Choose the weight of goal and texts at sampling (classifier-free guidance); 1 is the plain policy.
-
-    Raises:
-        ConfigError: the policy never saw them hidden, or its head predicts nothing that could be extrapolated.
-    """
-    if scale != 1.0:
-        policy.encoder.check_hideable()
-        if not policy.head.is_field:
-            raise ConfigError(
-                f"guidance_scale={scale:g}: {type(policy.head).__name__} predicts no field over chunks, so what it "
-                "predicts with and without the goal cannot be extrapolated: choose a diffusion or flow policy"
-            )
-    policy.guidance_scale = scale
 
 
 def model_document(config: TrainConfig) -> dict[str, Any]:

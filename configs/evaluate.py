@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from visuomotor.configs.build import LoadedPolicy, as_read, load_policy, pick_device, set_guidance, set_threads
+from visuomotor.configs.build import LoadedPolicy, as_read, load_policy, pick_device, set_threads
 from visuomotor.configs.compose import parse_plain
 from visuomotor.configs.execution import Execution, compose, load_execution, search_weights
 from visuomotor.configs.rollout import RolloutEvaluator, print_comparison, print_result, result_document
@@ -56,7 +56,7 @@ def _load(config: EvalConfig, checkpoint: str) -> LoadedPolicy:
         solver=config.solver,
         sample_steps=config.sample_steps,
     )
-    set_guidance(loaded.policy, config.guidance_scale)
+    loaded.policy.guidance_scale = config.guidance_scale
     return loaded
 
 

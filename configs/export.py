@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import MISSING
 from rich.console import Console
 
-from visuomotor.configs.build import load_policy, set_guidance
+from visuomotor.configs.build import load_policy
 from visuomotor.configs.compose import parse_plain
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.policies.export import FORMATS, TOLERANCE, export_policy
@@ -62,7 +62,7 @@ def main(words: Sequence[str]) -> int:
     loaded = load_policy(
         config.checkpoint, weights=config.weights, solver=config.solver, sample_steps=config.sample_steps
     )
-    set_guidance(loaded.policy, config.guidance_scale)
+    loaded.policy.guidance_scale = config.guidance_scale
     result = export_policy(
         loaded.policy, _out(config, loaded.checkpoint.path), formats=config.formats, batch=config.batch
     )

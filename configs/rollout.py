@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from visuomotor.configs.build import load_policy, set_guidance
+from visuomotor.configs.build import load_policy
 from visuomotor.configs.execution import Execution
 from visuomotor.configs.schema import DataConfig, RolloutConfig
 from visuomotor.data.batches import is_goal
@@ -124,7 +124,7 @@ class RolloutEvaluator:
     ) -> tuple[EvalResult, dict[str, Any]]:
         """Test the averaged weights of ``checkpoint``; the returned document has paths relative to ``run_dir``."""
         loaded = load_policy(checkpoint, device=device)
-        set_guidance(loaded.policy, self._config.guidance_scale)
+        loaded.policy.guidance_scale = self._config.guidance_scale
         result = self.test(loaded.policy, run_dir / "videos")
         print_result(result, console, f"{loaded.checkpoint.path.name} (EMA weights)")
         document = result_document(result, run_dir) | self.document()

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from visuomotor.configs.build import build_policy, keep_freed_memory, model_document, set_guidance, set_threads
+from visuomotor.configs.build import build_policy, keep_freed_memory, model_document, set_threads
 from visuomotor.configs.compose import Composed, compose_train, restore_train
 from visuomotor.configs.info import info
 from visuomotor.configs.rollout import RolloutEvaluator
@@ -173,7 +173,7 @@ class _Run:
             else None
         )
         if self._evaluator is not None:
-            set_guidance(trainer.ema.module, self._config.eval.guidance_scale)
+            trainer.ema.module.guidance_scale = self._config.eval.guidance_scale
             self._evaluator.check(trainer.ema.module)
 
     def execute(self) -> int:

@@ -53,10 +53,6 @@ class Policy(nn.Module):
     """Encoder, backbone and head, with the normaliser and the action transform that they were trained with.
 
     Two verbs: :meth:`loss` of a batch, :meth:`sample` from observations and noise. Executing chunks is done outside.
-
-    Attributes:
-        guidance_scale: weight of the goal at sampling (classifier-free guidance); 1 is the plain policy. Only for a
-            policy trained with ``obs.goal.dropout`` above 0.
     """
 
     def __init__(
@@ -67,7 +63,7 @@ class Policy(nn.Module):
         self.spec = spec
         self.encoder, self.backbone, self.head, self.normalizer = encoder, backbone, head, normalizer
         self.loss_config = loss or LossConfig()
-        self.guidance_scale = 1.0
+        self._guidance_scale = 1.0
         reference = spec.action_config.reference_key
         self._transform = ActionTransform(
             spec.action_config,
@@ -85,6 +81,27 @@ class Policy(nn.Module):
     def noise_shape(self) -> tuple[int, int, int]:
         """``(M, H, Da)``: what one sample needs of standard-normal noise."""
         return self.head.noise_count(), self.spec.window.horizon, self.spec.action.size
+
+    @property
+    def guidance_scale(self) -> float:
+        """Weight of goal and texts at sampling (classifier-free guidance); 1 is the plain policy.
+
+        Raises:
+            ConfigError: on setting another, if the policy never saw them hidden in training (``obs.goal.dropout``), or
+                if its head predicts nothing that could be extrapolated.
+        """
+        return self._guidance_scale
+
+    @guidance_scale.setter
+    def guidance_scale(self, scale: float) -> None:
+        if scale != 1.0:
+            self.encoder.check_hideable()
+            if not self.head.is_field:
+                raise ConfigError(
+                    f"guidance_scale={scale:g}: {type(self.head).__name__} predicts no field over chunks, so what it "
+                    "predicts with and without the goal cannot be extrapolated: choose a diffusion or flow policy"
+                )
+        self._guidance_scale = scale
 
     def forward(self, batch: Batch, draws: Draws) -> LossOutput:
         """:meth:`loss`, under the name that wrappers such as DistributedDataParallel call."""
@@ -175,11 +192,6 @@ class Policy(nn.Module):
         net = self._net(seen, prefix)
         if self.guidance_scale == 1.0:
             return net
-        if not self.head.is_field:
-            raise ConfigError(
-                f"guidance_scale={self.guidance_scale:g}: {type(self.head).__name__} does not predict a field over "
-                "chunks, so predictions with and without the goal cannot be extrapolated"
-            )
         null = self._net(self.encoder.hide_goal(seen), prefix)
         return BlendedNet([net, null], [self.guidance_scale, 1.0 - self.guidance_scale])
 

@@ -33,7 +33,9 @@ __all__ = [
 KeyValue = tuple[Tensor, Tensor]  # each [B, heads, S, d]
 
 
-def check_sizes(name: str, *, width: int, heads: int, dropout: float, **layers: int) -> None:
+def check_sizes(
+    name: str, *, width: int, heads: int, feed_factor: int, time_dim: int, dropout: float, **layers: int
+) -> None:
     """Refuse sizes of the backbone ``name`` that make no transformer; ``layers`` are numbers of layers, at least 1.
 
     Raises:
@@ -42,6 +44,11 @@ def check_sizes(name: str, *, width: int, heads: int, dropout: float, **layers: 
     if heads < 1 or width < 4 or width % heads or width % 2:
         raise ConfigError(
             f"backbone {name}: width {width} and heads {heads}: expected an even width from 4, a multiple of heads"
+        )
+    if feed_factor < 1 or time_dim < 4 or time_dim % 2:
+        raise ConfigError(
+            f"backbone {name}: feed_factor {feed_factor} and time_dim {time_dim}: expected at least 1, and an even "
+            "number from 4"
         )
     if not 0.0 <= dropout < 1.0:
         raise ConfigError(f"backbone {name}: dropout {dropout} is outside [0, 1)")

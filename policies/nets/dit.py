@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from visuomotor.data.errors import ConfigError
 from visuomotor.policies.base import Backbone, BackboneConfig, Condition, Known, NetSizes, Observed
 from visuomotor.policies.nets.attention import (
     CrossAttention,
@@ -51,12 +50,10 @@ class DiTConfig(BackboneConfig):
     qk_norm: bool = False
 
     def __post_init__(self) -> None:
-        check_sizes("dit", width=self.width, heads=self.heads, dropout=self.dropout, layers=self.layers)
-        if self.feed_factor < 1 or self.time_dim < 4 or self.time_dim % 2:
-            raise ConfigError(
-                f"backbone dit: feed_factor {self.feed_factor} and time_dim {self.time_dim}: expected at least 1, and "
-                "an even number from 4"
-            )
+        check_sizes(
+            "dit", width=self.width, heads=self.heads, feed_factor=self.feed_factor, time_dim=self.time_dim,
+            dropout=self.dropout, layers=self.layers,
+        )  # fmt: skip
 
 
 class _Block(nn.Module):

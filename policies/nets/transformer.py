@@ -52,13 +52,11 @@ class TransformerConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         check_sizes(
-            "transformer", width=self.width, heads=self.heads, dropout=self.dropout, decoder_layers=self.decoder_layers
-        )
-        if self.encoder_layers < 0 or self.feed_factor < 1 or self.time_dim < 4 or self.time_dim % 2:
-            raise ConfigError(
-                f"backbone transformer: encoder_layers {self.encoder_layers}, feed_factor {self.feed_factor} and "
-                f"time_dim {self.time_dim}: expected at least 0, at least 1, and an even number from 4"
-            )
+            "transformer", width=self.width, heads=self.heads, feed_factor=self.feed_factor, time_dim=self.time_dim,
+            dropout=self.dropout, decoder_layers=self.decoder_layers,
+        )  # fmt: skip
+        if self.encoder_layers < 0:
+            raise ConfigError(f"backbone transformer: encoder_layers {self.encoder_layers}: expected at least 0")
 
 
 class _DecoderLayer(nn.Module):

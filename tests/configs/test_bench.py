@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,6 +144,6 @@ def test_a_training_that_was_stopped_stops_the_bench():
             self.asked = True
             return self.done
 
-    entries = [Entry(True), Entry(False), Entry(True)]
+    entries: list[Any] = [Entry(True), Entry(False), Entry(True)]
     assert not _train_all(entries, parallel=1)
     assert [e.asked for e in entries] == [True, True, False]

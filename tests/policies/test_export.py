@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from visuomotor.configs.build import build_policy, set_guidance
+from visuomotor.configs.build import build_policy
 from visuomotor.configs.registry import backbones, heads
 from visuomotor.data.actions import ActionConfig
 from visuomotor.data.errors import ConfigError, MissingExtraError, UserError
@@ -234,7 +234,7 @@ def test_every_kind_of_observation_and_action(name, tmp_path):
 def test_guidance_is_part_of_the_program(backbone, tmp_path):
     policy = a_policy(backbone=backbone, obs=ObservationConfig(goal=GoalConfig(keys=["state"], dropout=0.2, dim=8)))
     plain = PolicyProgram(policy)(*PolicyProgram(policy).example(1))
-    set_guidance(policy, 3.0)
+    policy.guidance_scale = 3.0
     check(policy, tmp_path)
     assert not torch.allclose(plain, PolicyProgram(policy)(*PolicyProgram(policy).example(1)), atol=1e-2)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from visuomotor.configs.build import build_policy, set_guidance
+from visuomotor.configs.build import build_policy
 from visuomotor.data.actions import ActionConfig
 from visuomotor.data.batches import BatchSource
 from visuomotor.data.cache import TrainingCache
@@ -243,10 +243,10 @@ def test_the_goal_decides_and_guidance_sharpens():
     plain = share_right(policy, 1)
     assert 0.65 < plain < 0.95  # the demonstrations follow the goal in 80 of 100 cases
     assert 0.05 < share_right(policy, -1) < 0.35
-    set_guidance(policy, 3.0)  # 0.8^3 / (0.8^3 + 0.2^3) = 0.98
+    policy.guidance_scale = 3.0  # 0.8^3 / (0.8^3 + 0.2^3) = 0.98
     assert share_right(policy, 1) > max(0.87, plain + 0.1)
     assert share_right(policy, -1) < 0.13
-    set_guidance(policy, 0.0)  # what it does without a goal: both ways
+    policy.guidance_scale = 0.0  # what it does without a goal: both ways
     assert 0.3 < share_right(policy, 1) < 0.7
 
 
@@ -271,9 +271,9 @@ def test_guidance_extrapolates_what_the_net_predicts():
 
 def test_guidance_that_means_nothing_is_refused():
     with pytest.raises(ConfigError, match=r"always saw its goal.*obs.goal.dropout"):
-        set_guidance(two_ways(1.0, keys=["aim"])[0], 2.0)
+        two_ways(1.0, keys=["aim"])[0].guidance_scale = 2.0
     policy = two_ways(1.0, RegressionConfig(), keys=["aim"], dropout=0.2)[0]
     with pytest.raises(ConfigError, match=r"RegressionHead predicts no field"):
-        set_guidance(policy, 2.0)
+        policy.guidance_scale = 2.0
     assert policy.guidance_scale == 1.0
-    set_guidance(policy, 1.0)
+    policy.guidance_scale = 1.0

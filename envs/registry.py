@@ -14,6 +14,8 @@ from typing import Any
 
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.base import VecEnv
+from visuomotor.envs.sim.env import sim_factory
+from visuomotor.envs.tasks.lift import Lift, LiftConfig
 from visuomotor.envs.tasks.pusht import PushT, PushTConfig
 
 __all__ = ["TaskEntry", "get_task", "make_env", "register_task", "task_names"]
@@ -29,7 +31,10 @@ class TaskEntry:
     factory: Callable[[Any, int], VecEnv]
 
 
-_TASKS: dict[str, TaskEntry] = {"pusht": TaskEntry(PushTConfig, PushT)}
+_TASKS: dict[str, TaskEntry] = {
+    "lift": TaskEntry(LiftConfig, sim_factory(Lift)),
+    "pusht": TaskEntry(PushTConfig, PushT),
+}
 
 
 def register_task(name: str, config_class: type, factory: Callable[[Any, int], VecEnv]) -> None:

@@ -20,7 +20,6 @@ ONE_DOOR = (
     ("gym_pusht",),
     ("av",),
     ("diffusers",),
-    ("mujoco",),
     ("tensorboard", "torch.utils.tensorboard"),
     ("matplotlib",),
     ("cyclonedds",),

@@ -125,10 +125,12 @@ def test_commands_without_groups_take_the_same_words():
 
 def test_help_names_every_setting_with_its_default_and_meaning():
     text = train_help()
-    parts = ["policy=diffusion", "backbone=dit|mlp|transformer|unet", "task=none|pusht"]
+    parts = ["policy=diffusion", "backbone=dit|mlp|transformer|unet"]
     parts += ["train.steps=", "window.horizon=16"]
     for part in [*parts, "policy.solver=", "optim.lr=", "data.path=(must be given)", "env.max_episode_steps=300"]:
         assert part in text, part
+    tasks = next(line for line in text.splitlines() if line.startswith("  task="))
+    assert {"lift", "none", "pusht"} <= set(tasks.removeprefix("  task=").split("|"))
     assert "action.norm.clip=null" in text  # what the owner set, not the default of its class
     assert "checkpoint=(must be given)" in eval_help()
     assert max(map(len, text.splitlines())) <= 124

@@ -31,7 +31,7 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_registered_task_is_built_from_its_settings() -> None:
     register_task("mine", MineConfig, make_mine)
-    assert task_names() == ["mine", "pusht"]
+    assert {"mine", "pusht"} <= set(task_names())
     assert make_env(MineConfig(size=5), 2) == (5, 2)
     with pytest.raises(ConfigError, match="'mine' exists already"):
         register_task("mine", MineConfig, make_mine)

@@ -1,0 +1,1 @@
+"""Robot models, their kinematics, and what an action means to them."""

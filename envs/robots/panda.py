@@ -1,0 +1,118 @@
+"""A Panda-like arm: seven joints, parallel gripper, primitive geometry.
+
+Link frames, joint limits and torque limits from Franka Robotics' public specification (Denavit-Hartenberg parameters
+and limits, frankarobotics.github.io/docs/control_parameters.html); link masses as identified by Gaz et al. 2019,
+"Dynamic Identification of the Franka Emika Panda Robot". The shapes are capsules and boxes of about the links' size.
+"""
+
+from __future__ import annotations
+
+import mujoco
+
+from visuomotor.envs.robots.model import GripperModel, RobotModel
+
+__all__ = ["PANDA"]
+
+_JOINTS = tuple(f"joint{i}" for i in range(1, 8))
+_XML = """
+<mujoco model="panda">
+  <compiler angle="radian"/>
+  <default>
+    <default class="link"><geom type="capsule" contype="2" conaffinity="1" rgba=".92 .92 .94 1" group="0"/></default>
+    <default class="big"><joint damping="1" armature="0.1"/>
+      <position kp="4500" kv="450" forcerange="-87 87"/></default>
+    <default class="small"><joint damping="1" armature="0.1"/>
+      <position kp="2000" kv="200" forcerange="-12 12"/></default>
+    <default class="finger"><joint type="slide" axis="0 1 0" range="0 0.04" damping="10" armature="0.05"/>
+      <position kp="600" kv="30" ctrlrange="0 0.04" forcerange="-70 70"/>
+      <geom contype="2" conaffinity="1" rgba=".25 .25 .28 1"/></default>
+  </default>
+  <worldbody>
+    <body name="base" gravcomp="1">
+      <geom class="link" type="cylinder" fromto="0 0 0 0 0 .12" size=".085" mass="2.8" contype="0" conaffinity="0"/>
+      <body name="link1" pos="0 0 .333" gravcomp="1">
+        <joint name="joint1" class="big" axis="0 0 1" range="-2.8973 2.8973"/>
+        <geom class="link" fromto="0 0 -.19 0 0 0" size=".07" mass="4.97" contype="0" conaffinity="0"/>
+        <body name="link2" quat=".70710678 -.70710678 0 0" gravcomp="1">
+          <joint name="joint2" class="big" axis="0 0 1" range="-1.7628 1.7628"/>
+          <geom class="link" fromto="0 0 -.05 0 0 .05" size=".065" mass=".647" contype="0" conaffinity="0"/>
+          <body name="link3" pos="0 -.316 0" quat=".70710678 .70710678 0 0" gravcomp="1">
+            <joint name="joint3" class="big" axis="0 0 1" range="-2.8973 2.8973"/>
+            <geom class="link" fromto="0 0 -.24 0 0 -.02" size=".06" mass="3.23"/>
+            <body name="link4" pos=".0825 0 0" quat=".70710678 .70710678 0 0" gravcomp="1">
+              <joint name="joint4" class="big" axis="0 0 1" range="-3.0718 -.0698"/>
+              <geom class="link" fromto="0 0 -.04 0 0 .04" size=".06" mass="3.59"/>
+              <body name="link5" pos="-.0825 .384 0" quat=".70710678 -.70710678 0 0" gravcomp="1">
+                <joint name="joint5" class="small" axis="0 0 1" range="-2.8973 2.8973"/>
+                <geom class="link" fromto="0 .03 -.28 0 .06 -.05" size=".05" mass="1.23"/>
+                <body name="link6" quat=".70710678 .70710678 0 0" gravcomp="1">
+                  <joint name="joint6" class="small" axis="0 0 1" range="-.0175 3.7525"/>
+                  <geom class="link" fromto="0 0 -.03 .06 0 .02" size=".05" mass="1.67"/>
+                  <body name="link7" pos=".088 0 0" quat=".70710678 .70710678 0 0" gravcomp="1">
+                    <joint name="joint7" class="small" axis="0 0 1" range="-2.8973 2.8973"/>
+                    <geom class="link" fromto="0 0 .02 0 0 .09" size=".045" mass=".735"/>
+                    <body name="hand" pos="0 0 .107" quat=".92387953 0 0 -.38268343" gravcomp="1">
+                      <geom type="box" pos="0 0 .035" size=".03 .1 .03" mass=".73" contype="2" conaffinity="1"
+                            rgba=".9 .9 .92 1"/>
+                      <site name="tcp" pos="0 0 .1034" size=".005" group="4"/>
+                      <camera name="wrist" pos=".07 0 0" quat="0 .7071068 .7071068 0" fovy="70"/>
+                      <body name="left_finger" pos="0 0 .0584" gravcomp="1">
+                        <joint name="finger_left" class="finger"/>
+                        <geom class="finger" type="box" pos="0 .012 .02" size=".009 .007 .02" mass=".01"/>
+                        <geom name="left_pad" class="finger" type="box" pos="0 .0075 .045" size=".011 .0075 .011"
+                              mass=".005" friction="1.5 .05 .001" solref=".01 1" condim="4" priority="1"/>
+                      </body>
+                      <body name="right_finger" pos="0 0 .0584" quat="0 0 0 1" gravcomp="1">
+                        <joint name="finger_right" class="finger"/>
+                        <geom class="finger" type="box" pos="0 .012 .02" size=".009 .007 .02" mass=".01"/>
+                        <geom name="right_pad" class="finger" type="box" pos="0 .0075 .045" size=".011 .0075 .011"
+                              mass=".005" friction="1.5 .05 .001" solref=".01 1" condim="4" priority="1"/>
+                      </body>
+                    </body>
+                  </body>
+                </body>
+              </body>
+            </body>
+          </body>
+        </body>
+      </body>
+    </body>
+  </worldbody>
+  <actuator>
+    <position name="joint1" joint="joint1" class="big" ctrlrange="-2.8973 2.8973"/>
+    <position name="joint2" joint="joint2" class="big" ctrlrange="-1.7628 1.7628"/>
+    <position name="joint3" joint="joint3" class="big" ctrlrange="-2.8973 2.8973"/>
+    <position name="joint4" joint="joint4" class="big" ctrlrange="-3.0718 -.0698"/>
+    <position name="joint5" joint="joint5" class="small" ctrlrange="-2.8973 2.8973"/>
+    <position name="joint6" joint="joint6" class="small" ctrlrange="-.0175 3.7525"/>
+    <position name="joint7" joint="joint7" class="small" ctrlrange="-2.8973 2.8973"/>
+    <position name="finger_left" joint="finger_left" class="finger"/>
+    <position name="finger_right" joint="finger_right" class="finger"/>
+  </actuator>
+</mujoco>
+"""
+
+
+def _spec() -> mujoco.MjSpec:
+    return mujoco.MjSpec.from_string(_XML)
+
+
+PANDA = RobotModel(
+    name="panda",
+    spec=_spec,
+    joints=_JOINTS,
+    actuators=_JOINTS,
+    home=(0.0, 0.1, 0.0, -2.3, 0.0, 2.4, 0.785),
+    tcp="tcp",
+    gripper=GripperModel(
+        joints=("finger_left", "finger_right"),
+        actuators=("finger_left", "finger_right"),
+        opened=(0.04, 0.04),
+        closed=(0.0, 0.0),
+        joint_opened=(0.04, 0.04),
+        joint_closed=(0.0, 0.0),
+        width=0.08,
+    ),
+    reach=0.5,
+)
+"""The arm of the framework's demonstrations and tests."""

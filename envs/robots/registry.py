@@ -1,0 +1,43 @@
+"""Robots by name: what a config chooses from, and what other packages add to (entry points ``visuomotor.robots``)."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.envs.robots.model import RobotModel
+from visuomotor.envs.robots.panda import PANDA
+
+__all__ = ["get_robot", "robot_names"]
+
+_GROUP = "visuomotor.robots"
+_ROBOTS: dict[str, RobotModel] = {"panda": PANDA}
+
+
+def robot_names() -> list[str]:
+    """Names of all robots, those of other packages included."""
+    return sorted({**_outside(), **_ROBOTS})
+
+
+def get_robot(name: str, model: str | None = None) -> RobotModel:
+    """The robot of that name; ``custom`` is the MJCF or URDF file ``model``.
+
+    Raises:
+        ConfigError: no such robot, or a file that is no single arm.
+    """
+    if model is not None and name != "custom":
+        raise ConfigError(f"model={model} goes with robot=custom, not with robot={name}")
+    known = {**_outside(), **_ROBOTS}
+    if name not in known:
+        raise ConfigError(f"unknown robot {name!r}. {nearest(name, [*known, 'custom'])}")
+    robot = known[name]
+    if not isinstance(robot, RobotModel):
+        raise ConfigError(f"the entry point {name!r} of group {_GROUP} is {robot!r}; expected a RobotModel")
+    return robot
+
+
+@cache
+def _outside() -> dict[str, Any]:
+    return {point.name: point.load() for point in entry_points(group=_GROUP)}

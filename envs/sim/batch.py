@@ -1,0 +1,143 @@
+"""The CPU engine: ``mujoco.batch.Batch``, C++ threads over worlds with live views of their state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+from mujoco import batch
+from torch import Tensor
+
+from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.simulator import SETTABLE, Simulator, Snapshot
+
+__all__ = ["BatchSimulator"]
+
+_POSITION_AND_VELOCITY = mujoco.mjtStage.mjSTAGE_VEL.value
+_NO_STAGE = mujoco.mjtStage.mjSTAGE_NONE.value
+_FULL = {mujoco.mjtWarning.mjWARN_CONTACTFULL: "contacts", mujoco.mjtWarning.mjWARN_CNSTRFULL: "constraints"}
+
+
+class BatchSimulator(Simulator):
+    """``num_envs`` worlds on ``threads`` CPU threads (0: one a core), float64, bit-identical for any number of threads.
+
+    MuJoCo's own reset of unstable worlds is switched off: a world that diverges stays non-finite until it is reset
+    (see :meth:`Simulator.diverged`), so that an episode never goes on silently from the default pose.
+    """
+
+    def __init__(self, model: mujoco.MjModel, num_envs: int, *, threads: int = 0) -> None:
+        if num_envs < 1 or threads < 0:
+            raise ConfigError(
+                f"num_envs={num_envs}, threads={threads}: expected at least 1 world and 0 threads or more"
+            )
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
+        self.model, self.num_envs = model, num_envs
+        self.device, self.dtype = torch.device("cpu"), torch.float64
+        # persistent: a world keeps its MjData, so that computing outputs after a step costs nothing extra
+        self._batch = batch.Batch(model, num_envs, threads, persistent=True)
+        self._state = torch.from_numpy(self._batch.state)
+        self._fields: dict[str, Tensor] = {}
+        self._model_fields: dict[str, Tensor] = {}
+        self._scratch: tuple[mujoco.MjModel, mujoco.MjData] | None = None
+        self._warned = {kind: np.zeros(num_envs, np.int64) for kind in _FULL.values()}
+        self._batch.reset(keyframe=0 if model.nkey else -1)
+
+    def field(self, name: str) -> Tensor:
+        if name not in self._fields:
+            if name not in batch.DATA_FIELDS:
+                raise ConfigError(f"MuJoCo has no data field {name!r}. {nearest(name, batch.DATA_FIELDS)}")
+            array = self._batch.bind(name)
+            self._fields[name] = torch.from_numpy(array if array.flags.writeable else _unlocked(array))
+            if name not in SETTABLE:  # outputs are copied out by the calls that follow
+                self._batch.forward(stage=_POSITION_AND_VELOCITY)
+        return self._fields[name]
+
+    def model_field(self, name: str) -> Tensor:
+        if name not in self._model_fields:
+            if name not in batch.MODEL_FIELDS:
+                raise ConfigError(f"MuJoCo has no model field {name!r}. {nearest(name, batch.MODEL_FIELDS)}")
+            self._model_fields[name] = torch.from_numpy(self._batch.expand(name))
+        return self._model_fields[name]
+
+    def nominal(self, name: str) -> Tensor:
+        if name not in batch.MODEL_FIELDS:
+            raise ConfigError(f"MuJoCo has no model field {name!r}. {nearest(name, batch.MODEL_FIELDS)}")
+        owner: Any = self.model.opt if name.startswith("opt.") else self.model
+        return torch.from_numpy(np.array(getattr(owner, name.removeprefix("opt."))))
+
+    def step(self, n: int = 1, active: Tensor | None = None) -> None:
+        ids = None if active is None else active.numpy()
+        self._batch.step(ids, nstep=n, stage=_POSITION_AND_VELOCITY)
+
+    def reset(self, worlds: Selection) -> None:
+        self._call(worlds, self._batch.reset, keyframe=0 if self.model.nkey else -1, stage=_NO_STAGE)
+
+    def forward(self, worlds: Selection) -> None:
+        self._call(worlds, self._batch.forward, stage=_POSITION_AND_VELOCITY)
+
+    def set_const(self, worlds: Selection) -> None:
+        self._call(worlds, self._batch.set_const)
+
+    def state(self) -> Tensor:
+        return self._state.clone()
+
+    def set_state(self, worlds: Selection, state: Tensor) -> None:
+        worlds.put(self._state, state)
+        self.forward(worlds)
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self.state(), {k: v.clone() for k, v in self._model_fields.items()})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        everything = Selection.all(self.num_envs, self.device)
+        for name in self._model_fields:
+            value = snapshot.model.get(name)
+            self._model_fields[name].copy_(self.nominal(name) if value is None else value)
+        for name, value in snapshot.model.items():
+            self.model_field(name).copy_(value)
+        if self._model_fields:
+            self.set_const(everything)
+        self.set_state(everything, snapshot.state)
+
+    def overflow(self) -> dict[str, int]:
+        counts = dict.fromkeys(_FULL.values(), 0)
+        data = self._data()[1]
+        for i in range(self.num_envs):
+            self._batch.get_data(i, data)
+            for warning, kind in _FULL.items():
+                number = data.warning[warning].number
+                counts[kind] += int(number > self._warned[kind][i])
+                self._warned[kind][i] = number
+        return counts
+
+    def mj_state(self, world: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        model, data = self._data()
+        self._batch.get_model(world, model)
+        self._batch.get_data(world, data)
+        mujoco.mj_forward(model, data)
+        return model, data
+
+    def _data(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        if self._scratch is None:
+            self._scratch = (self._batch.get_model(0), mujoco.MjData(self.model))
+        return self._scratch
+
+    def _call(self, worlds: Selection, function: Callable[..., None], **settings: Any) -> None:
+        if worlds.is_empty:
+            return
+        function(worlds.mask.numpy() if worlds.ids is None else worlds.ids.numpy(), **settings)
+
+
+def _unlocked(array: np.ndarray) -> np.ndarray:
+    """A writable view of the same memory: torch knows no read-only ones. :data:`SETTABLE` says what may be written."""
+    interface = dict(array.__array_interface__, data=(array.__array_interface__["data"][0], False))
+
+    class _View:
+        __array_interface__ = interface
+        owner = array
+
+    return np.asarray(_View())

@@ -1,0 +1,57 @@
+"""Engines by name: one config word chooses who does the physics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mujoco
+
+from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.envs.sim.simulator import Simulator
+
+__all__ = ["ENGINES", "EngineConfig", "make_simulator"]
+
+ENGINES = ("batch",)
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineConfig:
+    """Who does the physics.
+
+    Attributes:
+        name: ``batch`` (MuJoCo on CPU threads), ``warp`` (MuJoCo Warp on a GPU; slow but right on the CPU), or
+            ``isaac`` (Isaac Gym).
+        device: of the tensors; ``auto`` takes the GPU for ``warp`` and ``isaac`` where there is one.
+        threads: CPU threads of ``batch``; 0 takes one a core.
+        contacts: contacts a world of ``warp`` has room for; 0 takes a guess from the model.
+        constraints: constraint rows a world of ``warp`` has room for; 0 takes a guess from the model.
+        graph: let ``warp`` replay its steps as a CUDA graph.
+    """
+
+    name: str = "batch"
+    device: str = "auto"
+    threads: int = 0
+    contacts: int = 0
+    constraints: int = 0
+    graph: bool = True
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINES:
+            raise ConfigError(f"unknown engine {self.name!r}. {nearest(self.name, ENGINES)}")
+        for name in ("threads", "contacts", "constraints"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"engine.{name}={getattr(self, name)}: expected 0 or more")
+        if self.name == "batch" and self.device not in ("auto", "cpu"):
+            raise ConfigError(f"engine.device={self.device}: the engine batch runs on the CPU; choose engine.name=warp")
+
+
+def make_simulator(model: mujoco.MjModel, num_envs: int, config: EngineConfig) -> Simulator:
+    """``num_envs`` worlds of ``model``.
+
+    Raises:
+        MissingExtraError: the engine is not installed.
+        ConfigError: a device that is not there, or a model that the engine cannot run.
+    """
+    from visuomotor.envs.sim.batch import BatchSimulator
+
+    return BatchSimulator(model, num_envs, threads=config.threads)

@@ -1,0 +1,180 @@
+"""A task on an engine as a :class:`~visuomotor.envs.base.VecEnv`: the loop of control, physics, outcome and reset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visuomotor.data.errors import ConfigError, UserError
+from visuomotor.data.spec import ArraySpec
+from visuomotor.envs.base import Obs, Step, VecEnv, merge_obs
+from visuomotor.envs.sim.engines import make_simulator
+from visuomotor.envs.sim.events import Event, EventSchedule
+from visuomotor.envs.sim.random import WorldRandom
+from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.simulator import Snapshot
+from visuomotor.envs.sim.task import SimConfig, Task
+from visuomotor.envs.sim.world import World
+
+__all__ = ["EnvSnapshot", "SimVecEnv", "sim_factory"]
+
+
+@dataclass(frozen=True)
+class EnvSnapshot:
+    """Everything that decides how the worlds go on."""
+
+    sim: Snapshot
+    buffers: dict[str, Tensor]
+
+
+class SimVecEnv(VecEnv):
+    """``num_envs`` worlds of ``task``.
+
+    A world whose state is no longer finite counts as lost: it terminates with reward 0, its observation is zero where
+    it is not finite, ``info["diverged"]`` says so, and the reset that follows puts it right.
+
+    Args:
+        task: not yet bound.
+        config: engine, reward, cameras.
+        num_envs: number of worlds ``N``.
+        events: what happens besides; see :mod:`~visuomotor.envs.sim.events`.
+
+    Raises:
+        ConfigError: a scene whose timestep does not divide the control step, or events and cameras that do not fit it.
+    """
+
+    def __init__(self, task: Task, config: SimConfig, num_envs: int, events: Sequence[Event] = ()) -> None:
+        model = task.scene().compile()
+        self._substeps = round(1.0 / (task.fps * model.opt.timestep))
+        if abs(self._substeps * model.opt.timestep * task.fps - 1.0) > 1e-6 or self._substeps < 1:
+            raise ConfigError(
+                f"task {task.name!r}: the timestep {model.opt.timestep:g} s does not divide the control step "
+                f"{1 / task.fps:g} s"
+            )
+        self.task, self.sim = task, make_simulator(model, num_envs, config.engine)
+        self.num_envs, self.device, self.fps = num_envs, self.sim.device, task.fps
+        self.max_episode_steps = config.max_episode_steps or task.max_episode_steps
+        self._config = config
+        self._random = WorldRandom(num_envs, self.device, config.seed)
+        self.world = World(self.sim, self._random)
+        self.control = task.bind(self.world)
+        self.action_spec, self.action_low, self.action_high = self.control.spec, self.control.low, self.control.high
+        self.events = EventSchedule(events, self.world, 1.0 / task.fps)
+        self._elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self._running = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self._everyone = Selection.all(num_envs, self.device)
+        self.obs_spec = dict(task.obs_spec)
+        if config.privileged:
+            task.privileged()
+            names = task.privileged_names
+            self.obs_spec["privileged"] = ArraySpec(shape=(len(names),), role="privileged", names=names)
+        self.events.startup(self._random.begin_episode(self._everyone))
+
+    def reset(self, *, seeds: Sequence[int] | None = None, mask: Tensor | None = None) -> Obs:
+        if seeds is not None and len(seeds) != self.num_envs:
+            raise UserError(f"{len(seeds)} seeds for {self.num_envs} worlds; expected one a world")
+        worlds = self._everyone if mask is None else Selection(mask)
+        if not worlds.is_empty:
+            given = None if seeds is None else torch.tensor(list(seeds), dtype=torch.int64, device=self.device)
+            draws = self._random.begin_episode(worlds, given)
+            self.sim.reset(worlds)
+            self.task.reset(worlds, draws)
+            self.events.reset(worlds, draws)
+            self.sim.forward(worlds)
+            self.control.reset(worlds)
+            worlds.put(self._elapsed, 0)
+            worlds.put(self._running, True)
+        return self._observe()
+
+    def advance(self, action: Tensor, active: Tensor) -> Step:
+        return self._advance(action, active)
+
+    def step(self, action: Tensor) -> Step:
+        s = self._advance(action, None)
+        ended = s.terminated | s.truncated
+        if self.device.type == "cpu" and not bool(ended.any()):
+            return s
+        obs = merge_obs(self.reset(mask=ended), s.final_obs, ended)  # on a GPU always: asking would stall it
+        return Step(obs, s.reward, s.terminated, s.truncated, s.final_obs, s.info)
+
+    def snapshot(self) -> EnvSnapshot:
+        """Everything that decides how the worlds go on; on the CPU :meth:`restore` continues bit for bit."""
+        return EnvSnapshot(self.sim.snapshot(), {k: v.clone() for k, v in self._buffers().items()})
+
+    def restore(self, snapshot: EnvSnapshot) -> Obs:
+        """Put a snapshot back and return the observations."""
+        self.sim.restore(snapshot.sim)
+        for name, buffer in self._buffers().items():
+            buffer.copy_(snapshot.buffers[name])
+        return self._observe()
+
+    def render(self, index: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.sim.close()
+
+    def _advance(self, action: Tensor, active: Tensor | None) -> Step:
+        action = action.detach().to(self.device, torch.float32)
+        if self.device.type == "cpu":
+            self._check(action, active)
+        self.events.interval(self._elapsed)
+        self.control.apply(action, active)
+        self.sim.step(self._substeps, active)
+        self._elapsed += 1 if active is None else active
+        diverged = self.sim.diverged()
+        outcome = self.task.outcome()
+        success = outcome.success & ~diverged
+        reward = outcome.reward if self._config.reward == "dense" else success.float()
+        terminated = diverged if outcome.failure is None else diverged | outcome.failure
+        if self._config.end_on_success:
+            terminated = terminated | success
+        truncated = (self._elapsed >= self.max_episode_steps) & ~terminated
+        score = success.float() if outcome.score is None else outcome.score.masked_fill(diverged, 0.0)
+        info = {"success": success, "score": score, "diverged": diverged}
+        if active is not None:
+            terminated, truncated, reward = terminated & active, truncated & active, reward * active
+        self._running &= ~(terminated | truncated)
+        obs = self._observe(diverged)
+        return Step(obs, reward.masked_fill(diverged, 0.0), terminated, truncated, obs, info)
+
+    def _observe(self, diverged: Tensor | None = None) -> Obs:
+        obs = self.task.observe()
+        if self._config.privileged:
+            obs["privileged"] = self.task.privileged()
+        if diverged is not None and (self.device.type != "cpu" or bool(diverged.any())):
+            obs = {k: v.nan_to_num(0.0, 0.0, 0.0) if v.is_floating_point() else v for k, v in obs.items()}
+        return obs
+
+    def _buffers(self) -> dict[str, Tensor]:
+        own = {"elapsed": self._elapsed, "running": self._running, "key": self._random.key}
+        parts = {"task": self.task.buffers(), "control": self.control.buffers(), "events": self.events.buffers()}
+        return own | {f"{part}.{k}": v for part, buffers in parts.items() for k, v in buffers.items()}
+
+    def _check(self, action: Tensor, active: Tensor | None) -> None:
+        if action.shape != (self.num_envs, self.action_spec.size):
+            raise UserError(
+                f"action of shape {list(action.shape)}; expected [{self.num_envs}, {self.action_spec.size}]"
+            )
+        late = ~self._running if active is None else active & ~self._running
+        if bool(late.any()):
+            raise UserError(f"world {int(late.int().argmax())} has no running episode: reset it before stepping it")
+        bad = ~torch.isfinite(action.sum(1))
+        bad = bad if active is None else bad & active
+        if bool(bad.any()):
+            i = int(bad.int().argmax())
+            raise UserError(f"the action of world {i} is {action[i].tolist()}; expected finite numbers")
+
+
+def sim_factory(task: Callable[[Any], Task]) -> Callable[[Any, int], VecEnv]:
+    """What the registry needs of a simulated task: settings and a number of worlds to an environment."""
+
+    def make(config: Any, num_envs: int) -> VecEnv:
+        return SimVecEnv(task(config), config, num_envs)
+
+    return make

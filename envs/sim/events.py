@@ -1,0 +1,117 @@
+"""Events: what happens to worlds besides the policy's actions. Randomisation is a list of them, built elsewhere.
+
+An event names once, when it is bound, what it acts on; then it is applied to selected worlds at its time: at *startup*
+(once, before the first episode), at every *reset* (after the task has placed its objects) or at *intervals* of random
+length while an episode runs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.envs.sim.random import Draws
+from visuomotor.envs.sim.selection import Selection
+
+if TYPE_CHECKING:
+    from visuomotor.envs.sim.world import World
+
+__all__ = ["WHEN", "Event", "EventSchedule"]
+
+WHEN = ("startup", "reset", "interval")
+
+
+class Event(ABC):
+    """Something that happens to worlds.
+
+    Attributes:
+        when: one of :data:`WHEN`.
+        interval: shortest and longest time [s] between two applications in one world, for ``when="interval"``.
+        changes_constants: it writes model fields that ``set_const`` reads; the schedule calls that afterwards.
+        changes_state: it writes state (``qpos`` …), so outputs are computed anew afterwards.
+    """
+
+    when: str = "reset"
+    interval: tuple[float, float] = (0.0, 0.0)
+    changes_constants: bool = False
+    changes_state: bool = False
+
+    @abstractmethod
+    def bind(self, world: World) -> None:
+        """Look names up and take the fields it writes.
+
+        Raises:
+            ConfigError: a body, joint, geom or actuator that does not exist, with the nearest names.
+        """
+
+    @abstractmethod
+    def apply(self, worlds: Selection, draws: Draws) -> None:
+        """Act on the worlds, with random numbers from ``draws`` alone. Model fields are set from nominal values."""
+
+
+class EventSchedule:
+    """Applies events at their times.
+
+    Args:
+        events: in the order in which they are applied.
+        world: what they are bound to.
+        dt: duration of a control step [s].
+
+    Raises:
+        ConfigError: an event with an unknown time, an empty interval, or unknown names.
+    """
+
+    def __init__(self, events: Sequence[Event], world: World, dt: float) -> None:
+        self._world, self._dt = world, dt
+        for e in events:
+            if e.when not in WHEN:
+                raise ConfigError(f"{type(e).__name__}: unknown time {e.when!r}. {nearest(e.when, WHEN)}")
+            if e.when == "interval" and not 0 < e.interval[0] <= e.interval[1]:
+                raise ConfigError(
+                    f"{type(e).__name__}: interval {e.interval} [s]; expected two positive numbers, the shorter first"
+                )
+            e.bind(world)
+        self._at: dict[str, list[Event]] = {w: [e for e in events if e.when == w] for w in WHEN}
+        n, device = world.sim.num_envs, world.sim.device
+        self._due = [torch.zeros(n, dtype=torch.int64, device=device) for _ in self._at["interval"]]
+
+    def startup(self, draws: Draws) -> None:
+        """Once, on all worlds."""
+        self._apply(self._at["startup"], Selection.all(self._world.sim.num_envs, self._world.sim.device), draws)
+
+    def reset(self, worlds: Selection, draws: Draws) -> None:
+        """At the beginning of episodes; the caller computes outputs afterwards."""
+        self._apply(self._at["reset"], worlds, draws)
+        for e, due in zip(self._at["interval"], self._due, strict=True):
+            worlds.put(due, self._wait(e, draws))
+
+    def interval(self, elapsed: Tensor) -> None:
+        """Before a control step: whatever is due after ``elapsed [N]`` steps of the episodes."""
+        for i, (e, due) in enumerate(zip(self._at["interval"], self._due, strict=True)):
+            worlds = Selection(due <= elapsed)
+            if worlds.is_empty:
+                continue
+            draws = self._world.random.draws(worlds, 1 + i, elapsed)
+            self._apply([e], worlds, draws)
+            worlds.put(due, worlds.take(elapsed) + self._wait(e, draws))
+            if e.changes_state:
+                self._world.sim.forward(worlds)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """When interval events are next due: live, for snapshots."""
+        return {f"due{i}": due for i, due in enumerate(self._due)}
+
+    def _apply(self, events: Sequence[Event], worlds: Selection, draws: Draws) -> None:
+        for e in events:
+            e.apply(worlds, draws)
+        if any(e.changes_constants for e in events):
+            self._world.sim.set_const(worlds)
+
+    def _wait(self, event: Event, draws: Draws) -> Tensor:
+        low, high = event.interval
+        return (draws.uniform((), low, high) / self._dt).round().clamp_(min=1).long()

@@ -1,0 +1,213 @@
+"""What the manipulation tasks share: a table, light, cameras, arms on it, and the observations of the arms.
+
+The table's surface is z = 0 of the world; the base of a single arm stands at the origin and faces +x.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from visuomotor.data.spec import ArraySpec
+from visuomotor.envs.robots.arm import Arm, ControlConfig
+from visuomotor.envs.robots.model import RobotModel
+from visuomotor.envs.robots.registry import get_robot
+from visuomotor.envs.sim.control import Control, JoinedControl
+from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.task import SimConfig, Task
+from visuomotor.envs.sim.world import World, find
+
+__all__ = ["Mount", "TabletopConfig", "TabletopTask", "add_box", "object_spec", "uniform_xy"]
+
+_XML = """
+<mujoco model="tabletop">
+  <compiler angle="radian"/>
+  <option timestep="0.005" integrator="implicitfast" cone="elliptic" impratio="10" iterations="20" ls_iterations="20"/>
+  <visual>
+    <global offwidth="1280" offheight="960"/>
+    <quality shadowsize="0" offsamples="0"/>
+    <headlight ambient=".35 .35 .35" diffuse=".45 .45 .45" specular=".1 .1 .1"/>
+  </visual>
+  <asset>
+    <texture name="sky" type="skybox" builtin="gradient" rgb1=".75 .82 .9" rgb2=".95 .95 .97" width="64" height="64"/>
+    <texture name="table" type="2d" builtin="checker" rgb1=".78 .72 .64" rgb2=".74 .68 .60" width="256" height="256"/>
+    <material name="table" texture="table" texrepeat="10 10" reflectance="0"/>
+  </asset>
+  <worldbody>
+    <light name="key" pos=".3 -.5 1.6" dir="0 .3 -1" diffuse=".5 .5 .5"/>
+    <geom name="table" type="plane" size="1.2 1.2 .05" material="table" friction="1 .005 .0001"/>
+  </worldbody>
+</mujoco>
+"""
+
+
+@dataclass(kw_only=True, slots=True)
+class TabletopConfig(SimConfig):
+    """Settings of every manipulation task.
+
+    Attributes:
+        robot: the arm; ``custom`` with ``model``.
+        model: MJCF or URDF file of a custom arm.
+        control: what an action means.
+    """
+
+    robot: str = "panda"
+    model: str | None = None
+    control: ControlConfig = field(default_factory=ControlConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mount:
+    """Where an arm stands, and the prefix of its names in the scene and of its observations."""
+
+    pos: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    yaw: float = 0.0  # [rad]
+    prefix: str = ""
+
+
+class TabletopTask(Task):
+    """A manipulation task. Subclasses add objects, place them, and judge.
+
+    Attributes:
+        mounts: one an arm.
+        arms: of the bound scene.
+        reach: distance from the base at which the (first) arm works comfortably [m]; lay tasks out by it.
+    """
+
+    fps = 20.0
+    mounts: tuple[Mount, ...] = (Mount(),)
+
+    def __init__(self, config: TabletopConfig) -> None:
+        self.config = config
+        self.robot: RobotModel = get_robot(config.robot, config.model)
+        self.reach = self.robot.reach
+        self.arms: list[Arm] = []
+
+    @abstractmethod
+    def add_objects(self, spec: mujoco.MjSpec) -> None:
+        """Add bodies, sites and cameras to the scene."""
+
+    @abstractmethod
+    def bind_objects(self, world: World) -> dict[str, ArraySpec]:
+        """Look names up, keep handles; returns the specs of :meth:`observe_objects`."""
+
+    @abstractmethod
+    def observe_objects(self) -> dict[str, Tensor]:
+        """Observations of the task's own, beside the arms'; float32 ``[N, ...]``."""
+
+    def scene(self) -> mujoco.MjSpec:
+        spec = mujoco.MjSpec.from_string(_XML)
+        for mount in self.mounts:
+            half = mount.yaw / 2
+            frame = spec.worldbody.add_frame(pos=mount.pos, quat=[np.cos(half), 0, 0, np.sin(half)])
+            spec.attach(self.robot.spec(), prefix=_scene_prefix(mount), frame=frame)
+        self.add_objects(spec)
+        self._add_cameras(spec)
+        self._add_home(spec)
+        return spec
+
+    def bind(self, world: World) -> Control:
+        spec: dict[str, ArraySpec] = {}
+        for mount in self.mounts:
+            prefix = _scene_prefix(mount)
+            base = _base_of(world.sim.model, prefix + self.robot.joints[0])
+            arm = Arm(
+                world,
+                self.robot,
+                prefix=prefix,
+                base=base,
+                config=self.config.control,
+                dt=1.0 / self.fps,
+                observation_prefix=mount.prefix,
+            )
+            self.arms.append(arm)
+            spec |= arm.obs_spec
+        self.obs_spec = spec | self.bind_objects(world)
+        return self.arms[0] if len(self.arms) == 1 else JoinedControl(self.arms)
+
+    def observe(self) -> dict[str, Tensor]:
+        obs: dict[str, Tensor] = {}
+        for arm in self.arms:
+            obs |= arm.observe()
+        return obs | self.observe_objects()
+
+    def _add_cameras(self, spec: mujoco.MjSpec) -> None:
+        r = self.reach
+        look = [r, 0.0, 0.05]
+        for name, pos in (
+            ("front", [2.6 * r, 0.0, 1.2 * r]),
+            ("side", [r, -2.0 * r, 1.1 * r]),
+            ("top", [r, 0.0, 2.2 * r]),
+        ):
+            spec.worldbody.add_camera(name=name, pos=pos, quat=_look_at(pos, look), fovy=45.0)
+
+    def _add_home(self, spec: mujoco.MjSpec) -> None:
+        """Keyframe 0: objects as placed in the scene, arms at home with open grippers."""
+        m = spec.compile()
+        qpos, ctrl = np.array(m.qpos0), np.zeros(m.nu)
+        for mount in self.mounts:
+            prefix, g = _scene_prefix(mount), self.robot.gripper
+            joints = list(zip(self.robot.joints, self.robot.home, strict=True))
+            inputs = list(zip(self.robot.actuators, self.robot.home, strict=True))
+            if g is not None:
+                joints += list(zip(g.joints, g.joint_opened, strict=True))
+                inputs += list(zip(g.actuators, g.opened, strict=True))
+            for name, value in joints:
+                qpos[m.jnt_qposadr[find(m, "joint", prefix + name)]] = value
+            for name, value in inputs:
+                ctrl[find(m, "actuator", prefix + name)] = value
+        spec.add_key(name="home", qpos=qpos, ctrl=ctrl)
+
+
+def _scene_prefix(mount: Mount) -> str:
+    return f"{mount.prefix}robot/"
+
+
+def add_box(
+    spec: mujoco.MjSpec, name: str, half: Sequence[float], pos: Sequence[float], rgba: Sequence[float], *,
+    mass: float = 0.1, friction: Sequence[float] = (1.0, 0.005, 0.0001),
+) -> None:  # fmt: skip
+    """A box that moves freely: body and geom ``name``, ``half`` its half sizes [m], ``mass`` [kg]."""
+    body = spec.worldbody.add_body(name=name, pos=pos)
+    body.add_freejoint(name=name)
+    body.add_geom(
+        name=name, type=mujoco.mjtGeom.mjGEOM_BOX, size=half, mass=mass, rgba=rgba, friction=friction, condim=4
+    )
+
+
+def object_spec(names: Sequence[str], unit: str | None = None) -> ArraySpec:
+    """Spec of an observed vector."""
+    return ArraySpec(shape=(len(names),), role="observation", names=tuple(names), unit=unit)
+
+
+def uniform_xy(worlds: Selection, u: Tensor, centre: Sequence[float], half: Sequence[float], z: float) -> Tensor:
+    """Positions ``[n, 3]`` from ``u [n, 2]`` in 0..1, uniform in a rectangle."""
+    c, h = torch.tensor(centre, device=u.device), torch.tensor(half, device=u.device)
+    xy = c + (2.0 * u - 1.0) * h
+    return torch.cat([xy, torch.full_like(xy[:, :1], z)], 1)
+
+
+def _base_of(model: mujoco.MjModel, joint: str) -> str:
+    """Name of the body on which the tree of a joint stands: the last one before the world."""
+    body = int(model.jnt_bodyid[find(model, "joint", joint)])
+    while model.body_parentid[body] != 0:
+        body = int(model.body_parentid[body])
+    return str(model.body(body).name)
+
+
+def _look_at(pos: Sequence[float], target: Sequence[float]) -> np.ndarray:
+    """Quaternion of a camera at ``pos`` that looks at ``target`` with its top up (towards -x if it looks down)."""
+    z = np.asarray(pos, float) - np.asarray(target, float)
+    z /= np.linalg.norm(z)
+    up = np.array([-1.0, 0.0, 0.0]) if abs(z[2]) > 0.99 else np.array([0.0, 0.0, 1.0])
+    x = np.cross(up, z)
+    x /= np.linalg.norm(x)
+    quat = np.zeros(4)
+    mujoco.mju_mat2Quat(quat, np.stack([x, np.cross(z, x), z], 1).ravel())
+    return quat

@@ -49,7 +49,10 @@ class SimVecEnv(VecEnv):
     """
 
     def __init__(self, task: Task, config: SimConfig, num_envs: int, events: Sequence[Event] = ()) -> None:
-        model = task.scene().compile()
+        scene = task.scene()
+        for event in events:
+            event.prepare(scene)
+        model = scene.compile()
         self._substeps = round(1.0 / (task.fps * model.opt.timestep))
         if abs(self._substeps * model.opt.timestep * task.fps - 1.0) > 1e-6 or self._substeps < 1:
             raise ConfigError(

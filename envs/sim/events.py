@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import mujoco
 import torch
 from torch import Tensor
 
@@ -40,6 +41,9 @@ class Event(ABC):
     interval: tuple[float, float] = (0.0, 0.0)
     changes_constants: bool = False
     changes_state: bool = False
+
+    def prepare(self, scene: mujoco.MjSpec) -> None:  # noqa: B027  (most events need nothing)
+        """Change the scene before it is compiled, where the event needs room in the model."""
 
     @abstractmethod
     def bind(self, world: World) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.sim.random import WorldRandom
-from visuomotor.envs.sim.selection import Columns, Selection
+from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.simulator import Simulator
 
 __all__ = ["FreeBody", "Joints", "Site", "World", "find", "names_of"]
@@ -138,7 +138,7 @@ class FreeBody:
         q, v = int(m.jnt_qposadr[joint]), int(m.jnt_dofadr[joint])
         self._pos_columns, self._quat_columns = slice(q, q + 3), slice(q + 3, q + 7)
         self._qpos, self._qvel = sim.field("qpos"), sim.field("qvel")
-        self._lin, self._ang = slice(v, v + 3), slice(v + 3, v + 6)
+        self._lin, self._ang, self._velocity = slice(v, v + 3), slice(v + 3, v + 6), slice(v, v + 6)
 
     def pos(self) -> Tensor:
         """Float32 ``[N, 3]`` [m], world frame."""
@@ -161,5 +161,8 @@ class FreeBody:
         worlds.put(self._qpos, pos, self._pos_columns)
         if quat is not None:
             worlds.put(self._qpos, quat, self._quat_columns)
-        columns: Columns = slice(self._lin.start, self._ang.stop)
-        worlds.put(self._qvel, 0.0, columns)
+        worlds.put(self._qvel, 0.0, self._velocity)
+
+    def add_velocity(self, worlds: Selection, change: Tensor) -> None:
+        """Add rows ``[rows, 6]``: linear [m/s], world frame, then angular [rad/s], the body's frame."""
+        worlds.put(self._qvel, worlds.take(self._qvel[:, self._velocity]) + change, self._velocity)

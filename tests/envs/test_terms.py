@@ -115,12 +115,11 @@ def test_gains_enter_both_sides_of_the_servo() -> None:
 
 
 def test_each_operation_and_component_by_hand() -> None:
-    point = {"low": 0.25, "high": 0.25}
     events = [
         ModelTerm("gravity", [], Spread(operation="+", low=0.5, high=0.5)),
-        ModelTerm("friction", ["cube"], Spread(operation="=", **point)),
-        ModelTerm("damping", ["elbow"], Spread(operation="+", **point)),
-        ModelTerm("friction_loss", ["elbow"], Spread(**point)),
+        ModelTerm("friction", ["cube"], Spread(operation="=", low=0.25, high=0.25)),
+        ModelTerm("damping", ["elbow"], Spread(operation="+", low=0.25, high=0.25)),
+        ModelTerm("friction_loss", ["elbow"], Spread(low=0.25, high=0.25)),
         ModelTerm("contact_time", ["floor"], Spread(low=2.0, high=2.0)),
         ModelTerm("center_of_mass", ["arm/lower"], Spread(operation="+", low=0.01, high=0.01)),
         ModelTerm("actuator_delay", ["elbow"], Spread(operation="=", low=0.004, high=0.004)),
@@ -189,7 +188,7 @@ def test_dense_and_sparse_selections_write_the_same() -> None:
         worlds = Selection(torch.tensor([True, False, True, True]), dense=dense)
         schedule.reset(worlds, world.random.begin_episode(worlds))
         values.append(field(world, "body_ipos").copy())
-    np.testing.assert_array_equal(*values)
+    np.testing.assert_array_equal(values[0], values[1])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.base import VecEnv
 from visuomotor.envs.sim.env import sim_factory
+from visuomotor.envs.tasks.drawer import Drawer, DrawerConfig
 from visuomotor.envs.tasks.lift import Lift, LiftConfig
 from visuomotor.envs.tasks.pusht import PushT, PushTConfig
 
@@ -32,6 +33,7 @@ class TaskEntry:
 
 
 _TASKS: dict[str, TaskEntry] = {
+    "drawer": TaskEntry(DrawerConfig, sim_factory(Drawer)),
     "lift": TaskEntry(LiftConfig, sim_factory(Lift)),
     "pusht": TaskEntry(PushTConfig, PushT),
 }

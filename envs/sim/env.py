@@ -16,6 +16,7 @@ from visuomotor.envs.base import Obs, Step, VecEnv, merge_obs
 from visuomotor.envs.sim.engines import make_simulator
 from visuomotor.envs.sim.events import Event, EventSchedule
 from visuomotor.envs.sim.random import WorldRandom
+from visuomotor.envs.sim.render import FilmRenderer, make_cameras
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.simulator import Snapshot
 from visuomotor.envs.sim.task import SimConfig, Task
@@ -76,6 +77,11 @@ class SimVecEnv(VecEnv):
             task.privileged()
             names = task.privileged_names
             self.obs_spec["privileged"] = ArraySpec(shape=(len(names),), role="privileged", names=names)
+        self._cameras, self._film = make_cameras(self.sim, config.cameras), FilmRenderer(self.sim)
+        for key, spec in ({} if self._cameras is None else self._cameras.spec).items():
+            if key in self.obs_spec:
+                raise ConfigError(f"camera {key!r}: task {task.name!r} already observes something of this name")
+            self.obs_spec[key] = spec
         self.events.startup(self._random.begin_episode(self._everyone))
 
     def reset(self, *, seeds: Sequence[int] | None = None, mask: Tensor | None = None) -> Obs:
@@ -92,7 +98,7 @@ class SimVecEnv(VecEnv):
             self.control.reset(worlds)
             worlds.put(self._elapsed, 0)
             worlds.put(self._running, True)
-        return self._observe()
+        return self._observe(drawn=mask)
 
     def advance(self, action: Tensor, active: Tensor) -> Step:
         return self._advance(action, active)
@@ -117,9 +123,12 @@ class SimVecEnv(VecEnv):
         return self._observe()
 
     def render(self, index: int) -> np.ndarray:
-        raise NotImplementedError
+        return self._film.picture(index)
 
     def close(self) -> None:
+        self._film.close()
+        if self._cameras is not None:
+            self._cameras.close()
         self.sim.close()
 
     def _advance(self, action: Tensor, active: Tensor | None) -> Step:
@@ -143,13 +152,16 @@ class SimVecEnv(VecEnv):
         if active is not None:
             terminated, truncated, reward = terminated & active, truncated & active, reward * active
         self._running &= ~(terminated | truncated)
-        obs = self._observe(diverged)
+        obs = self._observe(diverged, active)
         return Step(obs, reward.masked_fill(diverged, 0.0), terminated, truncated, obs, info)
 
-    def _observe(self, diverged: Tensor | None = None) -> Obs:
+    def _observe(self, diverged: Tensor | None = None, drawn: Tensor | None = None) -> Obs:
+        """What all worlds show now; ``drawn`` are the worlds that changed, for which pictures have to be drawn."""
         obs = self.task.observe()
         if self._config.privileged:
             obs["privileged"] = self.task.privileged()
+        if self._cameras is not None:
+            obs |= self._cameras.observe(drawn)
         if diverged is not None and (self.device.type != "cpu" or bool(diverged.any())):
             obs = {k: v.nan_to_num(0.0, 0.0, 0.0) if v.is_floating_point() else v for k, v in obs.items()}
         return obs

@@ -15,13 +15,18 @@ from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.task import Expert, Outcome
 from visuomotor.envs.sim.world import World
-from visuomotor.envs.tasks.tabletop import TabletopConfig, TabletopTask, add_box, object_spec, uniform_xy
+from visuomotor.envs.tasks.tabletop import (
+    TabletopConfig,
+    TabletopTask,
+    add_box,
+    flat_yaw,
+    object_spec,
+    uniform_xy,
+    yaw_quat,
+)
 from visuomotor.envs.tasks.waypoints import Phase, Pose, WaypointExpert, top_down
 
 __all__ = ["Lift", "LiftConfig"]
-
-_HALF = 0.02  # half the cube's side [m]
-_HEIGHT = 0.10  # of the goal above the table [m]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,7 +41,11 @@ class LiftConfig(TabletopConfig):
 
 
 class Lift(TabletopTask):
-    """Grasp a cube of 4 cm that lies anywhere in a square before the arm, at any yaw, and raise it by 10 cm."""
+    """Grasp a cube (4 cm for large arms) that lies anywhere in a square before the arm, at any yaw, and raise it 10 cm.
+
+    Dense reward: up to 0.25 for the hand being near the cube, 0.15 for holding it, 0.6 for its height; 1 at the goal.
+    The score is the height that is reached, as a share.
+    """
 
     name = "lift"
     max_episode_steps = 150
@@ -44,53 +53,47 @@ class Lift(TabletopTask):
     def __init__(self, config: LiftConfig) -> None:
         super().__init__(config)
         self._spread = config.spread * self.reach
+        self._half = self.grip_half
+        self._height = min(0.1, 0.3 * self.reach)  # of the goal [m]
 
     def add_objects(self, spec: mujoco.MjSpec) -> None:
-        add_box(spec, "cube", (_HALF,) * 3, (self.reach, 0.0, _HALF), (0.85, 0.2, 0.15, 1.0))
+        add_box(spec, "cube", (self._half,) * 3, (self.reach, 0.0, self._half), (0.85, 0.2, 0.15, 1.0))
 
     def bind_objects(self, world: World) -> dict[str, ArraySpec]:
-        self._cube = world.free_body("cube")
-        names = [*(f"cube_{a}" for a in "xyz"), *(f"cube_r{i}" for i in range(6))]
-        return {"object": object_spec(names)}
+        self._cube = self.objects["cube"] = world.free_body("cube")
+        return {"object": object_spec([*(f"cube_{a}" for a in "xyz"), *(f"cube_r{i}" for i in range(6))])}
 
     def reset(self, worlds: Selection, draws: Draws) -> None:
-        pos = uniform_xy(worlds, draws.uniform((2,)), (self.reach, 0.0), (self._spread, self._spread), _HALF)
-        half = draws.uniform((), -math.pi / 2, math.pi / 2)
-        zero = torch.zeros_like(half)
-        self._cube.place(worlds, pos, torch.stack([torch.cos(half), zero, zero, torch.sin(half)], 1))
+        pos = uniform_xy(worlds, draws.uniform((2,)), (self.reach, 0.0), (self._spread, self._spread), self._half)
+        self._cube.place(worlds, pos, yaw_quat(draws.uniform((), -math.pi, math.pi)))
 
     def observe_objects(self) -> dict[str, Tensor]:
         pos, mat = self.arms[0].to_base(self._cube.pos(), quat_to_matrix(self._cube.quat()))
         return {"object": torch.cat([pos, matrix_to_rot6d(mat)], 1)}
 
     def outcome(self) -> Outcome:
-        cube = self._cube.pos()
-        distance = (self.arms[0].tcp.pos() - cube).norm(dim=1)
-        height = ((cube[:, 2] - _HALF) / _HEIGHT).clamp(0.0, 1.0)
-        success = (height >= 1.0) & (distance < 0.05)
-        reward = 0.3 * (1.0 - torch.tanh(5.0 * distance)) + 0.7 * height * (distance < 0.05)
+        cube, held = self._cube.pos(), self.holds(self._cube)
+        near = 1.0 - torch.tanh(2.5 * (self.arms[0].tcp.pos() - cube).norm(dim=1) / self.reach)
+        height = ((cube[:, 2] - self._half) / self._height).clamp(0.0, 1.0)
+        success = (height >= 1.0) & held
+        reward = 0.25 * near + 0.15 * held + 0.6 * height * held
         return Outcome(reward=torch.where(success, 1.0, reward), success=success, score=height)
 
     def expert(self, diversity: float = 0.0) -> Expert:
-        def grasp(dz: float) -> Pose:
-            return self._cube.pos() + torch.tensor([0.0, 0.0, dz], device=self._cube.pos().device), self._grasp_rot()
+        def grasp() -> Pose:
+            return self._cube.pos(), top_down(flat_yaw(self._cube.quat()))
 
-        def raised() -> Pose:
-            pos = self._cube.pos().clone()
-            pos[:, 2] = _HALF + _HEIGHT + 0.05
-            return pos, self.arms[0].tcp.matrix()
+        def here() -> Pose:
+            return self.arms[0].tcp.pos(), None
 
+        def held() -> Tensor:
+            return self.holds(self._cube)
+
+        half = self._half
         phases = [
-            Phase(target=lambda: grasp(0.10), grip=1.0, free=0.03, tolerance=0.02),
-            Phase(target=lambda: grasp(0.0), grip=1.0, speed=0.15, tolerance=0.008),
-            Phase(target=lambda: grasp(0.0), grip=0.0, hold=5, timeout=8),
-            Phase(target=raised, grip=0.0, speed=0.2),
+            Phase(target=grasp, grip=1, above=3 * half, symmetry=4, speed=0.35, tolerance=0.015, free=half),
+            Phase(target=grasp, grip=1, symmetry=4, speed=0.25, tolerance=0.005, timeout=30),
+            Phase(target=here, grip=0, follow=False, hold=8, timeout=12, check=held),
+            Phase(target=here, grip=0, follow=False, above=1.3 * self._height, check=held, watch=True),
         ]
         return WaypointExpert(self.arms[0], phases, 1.0 / self.fps, diversity)
-
-    def _grasp_rot(self) -> Tensor:
-        """Fingers along the face of the cube that needs the smallest turn of the hand."""
-        side = quat_to_matrix(self._cube.quat())[:, :, 0]
-        yaw = torch.atan2(side[:, 1], side[:, 0])
-        quarter = math.pi / 2
-        return top_down(torch.remainder(yaw - math.pi / 4, quarter) + math.pi / 4)  # within 45 degrees of +y

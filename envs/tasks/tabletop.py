@@ -14,16 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visuomotor.data.errors import ConfigError
+from visuomotor.data.rotations import matrix_to_rot6d, quat_to_matrix
 from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.robots.arm import Arm, ControlConfig
 from visuomotor.envs.robots.model import RobotModel
 from visuomotor.envs.robots.registry import get_robot
 from visuomotor.envs.sim.control import Control, JoinedControl
+from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.task import SimConfig, Task
-from visuomotor.envs.sim.world import World, find
+from visuomotor.envs.sim.world import FreeBody, World, find
 
-__all__ = ["Mount", "TabletopConfig", "TabletopTask", "add_box", "object_spec", "uniform_xy"]
+__all__ = [
+    "Marker",
+    "Mount",
+    "TabletopConfig",
+    "TabletopTask",
+    "add_box",
+    "flat_yaw",
+    "object_spec",
+    "scatter",
+    "uniform_xy",
+    "yaw_quat",
+]
 
 _XML = """
 <mujoco model="tabletop">
@@ -78,16 +92,31 @@ class TabletopTask(Task):
         mounts: one an arm.
         arms: of the bound scene.
         reach: distance from the base at which the (first) arm works comfortably [m]; lay tasks out by it.
+        objects: free bodies of the bound scene that :meth:`privileged` tells about; filled by ``bind_objects``.
+        needs_gripper: refuse arms without.
+
+    Raises:
+        ConfigError: an unknown robot, or one without a gripper where the task needs it.
     """
 
     fps = 20.0
     mounts: tuple[Mount, ...] = (Mount(),)
+    needs_gripper = True
 
     def __init__(self, config: TabletopConfig) -> None:
         self.config = config
         self.robot: RobotModel = get_robot(config.robot, config.model)
         self.reach = self.robot.reach
         self.arms: list[Arm] = []
+        self.objects: dict[str, FreeBody] = {}
+        if self.needs_gripper and self.robot.gripper is None:
+            raise ConfigError(f"task {self.name!r} needs a gripper; the robot {config.robot!r} has none")
+
+    @property
+    def grip_half(self) -> float:
+        """Half the width of an object that the gripper takes easily [m]: 2 cm, or less for a small gripper."""
+        g = self.robot.gripper
+        return 0.02 if g is None else min(0.02, 0.25 * g.width)
 
     @abstractmethod
     def add_objects(self, spec: mujoco.MjSpec) -> None:
@@ -129,6 +158,7 @@ class TabletopTask(Task):
             self.arms.append(arm)
             spec |= arm.obs_spec
         self.obs_spec = spec | self.bind_objects(world)
+        self.privileged_names = self.privileged_names or self._names_of_privileged()
         return self.arms[0] if len(self.arms) == 1 else JoinedControl(self.arms)
 
     def observe(self) -> dict[str, Tensor]:
@@ -137,13 +167,40 @@ class TabletopTask(Task):
             obs |= arm.observe()
         return obs | self.observe_objects()
 
+    def privileged(self) -> Tensor:
+        """Commands of the arms, then pose (world frame), velocities and grasp flags of each of :attr:`objects`."""
+        parts: list[Tensor] = []
+        for arm in self.arms:
+            parts += [arm.target, arm.grip]
+        for body in self.objects.values():
+            parts += [body.pos(), matrix_to_rot6d(quat_to_matrix(body.quat())), body.linvel(), body.angvel()]
+            parts += [self.holds(body, k)[:, None].float() for k in range(len(self.arms))]
+        return torch.cat(parts, 1)
+
+    def holds(self, body: FreeBody, arm: int = 0) -> Tensor:
+        """Bool ``[N]``: an object is between the fingers of an arm and keeps them from closing as commanded."""
+        hand = self.arms[arm]
+        if hand.model.gripper is None:
+            return torch.zeros_like(hand.grip[:, 0], dtype=torch.bool)
+        near = (hand.tcp.pos() - body.pos()).norm(dim=1) < 1.5 * self.grip_half
+        return near & ((hand.opening() - hand.grip)[:, 0] > 0.1)
+
+    def _names_of_privileged(self) -> tuple[str, ...]:
+        names: list[str] = []
+        for arm, mount in zip(self.arms, self.mounts, strict=True):
+            names += [f"{mount.prefix}target_{j}" for j in arm.model.joints] + [f"{mount.prefix}target_gripper"]
+        for o in self.objects:
+            names += [*(f"{o}_{a}" for a in "xyz"), *(f"{o}_r{i}" for i in range(6))]
+            names += [f"{o}_{v}{a}" for v in "vw" for a in "xyz"]
+            names += [f"{mount.prefix}holds_{o}" for mount in self.mounts]
+        return tuple(names)
+
     def _add_cameras(self, spec: mujoco.MjSpec) -> None:
         r = self.reach
-        look = [r, 0.0, 0.05]
-        for name, pos in (
-            ("front", [2.6 * r, 0.0, 1.2 * r]),
-            ("side", [r, -2.0 * r, 1.1 * r]),
-            ("top", [r, 0.0, 2.2 * r]),
+        for name, pos, look in (
+            ("front", [2.3 * r, 0.0, 0.9 * r], [0.85 * r, 0.0, 0.12 * r]),
+            ("side", [0.95 * r, -1.5 * r, 0.8 * r], [0.85 * r, 0.0, 0.15 * r]),
+            ("top", [1.4 * r, 0.0, 1.75 * r], [0.95 * r, 0.0, 0.0]),
         ):
             spec.worldbody.add_camera(name=name, pos=pos, quat=_look_at(pos, look), fovy=45.0)
 
@@ -191,6 +248,67 @@ def uniform_xy(worlds: Selection, u: Tensor, centre: Sequence[float], half: Sequ
     c, h = torch.tensor(centre, device=u.device), torch.tensor(half, device=u.device)
     xy = c + (2.0 * u - 1.0) * h
     return torch.cat([xy, torch.full_like(xy[:, :1], z)], 1)
+
+
+def scatter(draws: Draws, count: int, centre: Sequence[float], half: Sequence[float], gap: float) -> Tensor:
+    """Places ``[n, count, 2]`` in a rectangle, ``gap`` [m] apart (centre to centre), by the draws alone.
+
+    Each place is the first of 16 uniform candidates that is far enough from those before, else of the corners; if none
+    is, the one that is farthest away. Two places are always apart if ``gap <= hypot(*half)``.
+    """
+    c, h = torch.tensor(centre, device=draws.device), torch.tensor(half, device=draws.device)
+    corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], device=draws.device)
+    rows, order = torch.arange(draws.n, device=draws.device), torch.arange(20, 0, -1, device=draws.device)
+    places = [c + h * (2.0 * draws.uniform((2,)) - 1.0)]
+    for _ in range(count - 1):
+        tried = torch.cat([2.0 * draws.uniform((16, 2)) - 1.0, corners.expand(draws.n, 4, 2)], 1)
+        at = c + h * tried
+        apart = torch.stack([torch.hypot(*(at - p[:, None]).unbind(2)) for p in places]).amin(0)  # [n, 20]
+        good = apart >= apart.amax(1, keepdim=True).clamp(max=gap)
+        places.append(at[rows, (good * order).argmax(1)])
+    return torch.stack(places, 1)
+
+
+def yaw_quat(yaw: Tensor) -> Tensor:
+    """Quaternions ``[n, 4]`` (wxyz) of turns about z by ``yaw [n]``."""
+    zero = torch.zeros_like(yaw)
+    return torch.stack([torch.cos(yaw / 2), zero, zero, torch.sin(yaw / 2)], 1)
+
+
+def flat_yaw(quat: Tensor) -> Tensor:
+    """Yaw ``[N]`` of a side of a box with ``quat [N, 4]`` (wxyz) that lies flat, whichever face it lies on."""
+    mat = quat_to_matrix(quat)
+    side = torch.where(mat[:, 2:, 0].abs() < 0.7, mat[:, :, 0], mat[:, :, 1])
+    return torch.atan2(side[:, 1], side[:, 0])
+
+
+class Marker:
+    """A body that nothing moves but a reset: a goal to see, or a fixed thing that stands elsewhere in each episode.
+
+    Args:
+        world: bound scene.
+        name: of a body with ``mocap=True``.
+    """
+
+    def __init__(self, world: World, name: str) -> None:
+        index = int(world.sim.model.body_mocapid[find(world.sim.model, "body", name)])
+        if index < 0:
+            raise ConfigError(f"body {name!r} is no mocap body")
+        self._pos = world.sim.field("mocap_pos")[:, index]
+        self._quat = world.sim.field("mocap_quat")[:, index]
+
+    def pos(self) -> Tensor:
+        """Float32 ``[N, 3]`` [m], world frame."""
+        return self._pos.float()
+
+    def quat(self) -> Tensor:
+        """Float32 ``[N, 4]``, ``q_wxyz``."""
+        return self._quat.float()
+
+    def place(self, worlds: Selection, pos: Tensor, quat: Tensor) -> None:
+        """Put it at ``pos [rows, 3]`` [m] with ``quat [rows, 4]`` (wxyz)."""
+        worlds.put(self._pos, pos)
+        worlds.put(self._quat, quat)
 
 
 def _base_of(model: mujoco.MjModel, joint: str) -> str:

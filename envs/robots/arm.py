@@ -141,7 +141,7 @@ class Arm(Control):
     def reset(self, worlds: Selection) -> None:
         worlds.put(self.target, worlds.take(self.joints.pos()))
         worlds.put(self.grip, 1.0)
-        self._write(None)
+        self._write()
 
     def apply(self, action: Tensor, active: Tensor | None) -> None:
         action = torch.clamp(action, self.low, self.high)
@@ -154,14 +154,14 @@ class Arm(Control):
         elif mode == "joint_vel":
             target = target + action[:, :n] * self._dt
         else:
-            pos, rot = self.chain.forward(target)
+            start = self.chain.jacobian(target)
             turn = quat_to_matrix(axis_angle_to_quat(action[:, 3:6]))
-            target = self._ik(pos + action[:, :3], turn @ rot)
+            target = self._ik(start[0] + action[:, :3], turn @ start[1], start)
         target = torch.clamp(target, self.joints.low, self.joints.high)
         grip = action[:, -1:] if self.model.gripper is not None else self.grip
         self.target.copy_(target if active is None else torch.where(active[:, None], target, self.target))
         self.grip.copy_(grip if active is None else torch.where(active[:, None], grip, self.grip))
-        self._write(active)
+        self._write()
 
     def encode(self, pos: Tensor, rot: Tensor, grip: Tensor) -> Tensor:
         """Action ``[N, Da]`` that moves the hand's target to a pose of the world frame: inverse of :meth:`apply`.
@@ -190,13 +190,13 @@ class Arm(Control):
     def buffers(self) -> dict[str, Tensor]:
         return {"target": self.target, "grip": self.grip}
 
-    def _ik(self, pos: Tensor, rot: Tensor) -> Tensor:
-        weight = self.model.rotation_weight
+    def _ik(self, pos: Tensor, rot: Tensor, start: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
+        weight, low, high = self.model.rotation_weight, self.joints.low, self.joints.high
         return self.chain.solve(
-            self.target, pos, rot, low=self.joints.low, high=self.joints.high, rest=self._home, rotation_weight=weight
+            self.target, pos, rot, low=low, high=high, rest=self._home, rotation_weight=weight, start=start
         )
 
-    def _write(self, active: Tensor | None) -> None:
+    def _write(self) -> None:
         self._ctrl[:, self._arm_inputs] = self.target.to(self._ctrl.dtype)
         if self.model.gripper is not None:
             ctrl = self._grip_closed + self.grip * (self._grip_open - self._grip_closed)

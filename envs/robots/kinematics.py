@@ -25,14 +25,14 @@ def rotation_error(target: Tensor, current: Tensor) -> Tensor:
 class Chain:
     """From a base body to a site through ``n`` hinge and slide joints, in the frame of the base body.
 
-    Joints of other bodies on the way stay at their reference position. Each joint is stored with its frame turned so
-    that the joint's axis is z: a rotation then mixes two columns.
+    Joints of other bodies on the way stay at their reference position.
 
     Args:
         model: where the chain is.
         joints: its joints, base first.
         site: its end.
         base: body in whose frame poses are given.
+        device: where it computes.
 
     Raises:
         ConfigError: joints that do not lead to the site in this order, or that are no hinges or slides.
@@ -42,81 +42,118 @@ class Chain:
         self, model: mujoco.MjModel, joints: Sequence[str], site: str, base: str, device: torch.device
     ) -> None:
         ids = [find(model, "joint", name) for name in joints]
-        site_id, base_id = find(model, "site", site), find(model, "body", base)
-        steps = _walk(model, ids, site_id, base_id)
-        self._hinge = [int(model.jnt_type[i]) == mujoco.mjtJoint.mjJNT_HINGE.value for i in ids]
+        steps = _walk(model, ids, find(model, "site", site), find(model, "body", base))
+        hinge = [int(model.jnt_type[i]) == mujoco.mjtJoint.mjJNT_HINGE.value for i in ids]
         slide = mujoco.mjtJoint.mjJNT_SLIDE.value
-        if not all(hinge or int(model.jnt_type[i]) == slide for hinge, i in zip(self._hinge, ids, strict=True)):
+        if not all(h or int(model.jnt_type[i]) == slide for h, i in zip(hinge, ids, strict=True)):
             raise ConfigError(f"joints {list(joints)}: expected hinges and slides only")
-        self._offset = [torch.tensor(p, dtype=torch.float32, device=device) for p, _ in steps]
-        self._turn = [torch.tensor(r, dtype=torch.float32, device=device) for _, r in steps]
-        self._zero = torch.tensor([model.qpos0[model.jnt_qposadr[i]] for i in ids], dtype=torch.float32, device=device)
+        zero = [float(model.qpos0[model.jnt_qposadr[i]]) for i in ids]
+
+        def tensor(x: object) -> Tensor:
+            return torch.tensor(np.asarray(x), dtype=torch.float32, device=device)
+
         self.n = len(ids)
+        self._first = tensor(np.concatenate([steps[0][1].T, steps[0][0][None]]))[..., None]
+        self._joints = [tensor(_factors(h, *step)) for h, step in zip(hinge, steps[1:], strict=True)]
+        self._zero, self._hinge, self._all_hinges = tensor(zero), tensor(hinge)[:, None, None], all(hinge)
 
     def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Position ``[N, 3]`` [m] and matrix ``[N, 3, 3]`` of the site for joint positions ``q [N, n]``."""
-        pos, rot, _, _ = self._run(q)
-        return pos, rot
+        site = self._frames(q)[-1]
+        return site[3].T, site[:3].permute(2, 1, 0)
 
     def jacobian(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Position, matrix and geometric Jacobian ``[N, 6, n]`` (linear above angular) of the site."""
-        pos, rot, axes, origins = self._run(q)
-        linear = torch.stack(
-            [
-                torch.linalg.cross(a, pos - o) if hinge else a
-                for a, o, hinge in zip(axes, origins, self._hinge, strict=True)
-            ],
-            -1,
-        )
-        angular = torch.stack([a if h else torch.zeros_like(a) for a, h in zip(axes, self._hinge, strict=True)], -1)
-        return pos, rot, torch.cat([linear, angular], 1)
+        frames = self._frames(q)
+        joints, site = torch.stack(frames[:-1]), frames[-1]
+        axes = joints[:, 2]  # [n, 3, N]
+        linear = torch.linalg.cross(axes, site[3] - joints[:, 3], dim=1)
+        if not self._all_hinges:
+            linear = torch.where(self._hinge > 0, linear, axes)
+            axes = axes * self._hinge
+        return site[3].T, site[:3].permute(2, 1, 0), torch.cat([linear, axes], 1).permute(2, 1, 0)
 
     def solve(
         self, q: Tensor, pos: Tensor, rot: Tensor, *, low: Tensor, high: Tensor, rest: Tensor, rotation_weight: float,
         iterations: int = 2, damping: float = 0.03, rest_gain: float = 0.05, max_step: float = 0.3,
+        start: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """Joint positions ``[N, n]`` near ``q`` whose site is at ``pos [N, 3]``, ``rot [N, 3, 3]``.
 
         Damped least squares (Nakamura and Hanafusa 1986; Wampler 1986): ``dq = J^T (J J^T + damping^2 I)^-1 e`` with
-        rotation rows weighted; redundant chains drift towards ``rest [n]`` in the null space. Steps are limited to
-        ``max_step`` [rad] a joint and iteration, the result to ``low`` and ``high [n]``. Unreachable poses give the
-        nearest compromise.
-        """
-        eye = damping**2 * torch.eye(6, device=q.device)
-        weight = torch.tensor([1.0] * 3 + [rotation_weight] * 3, device=q.device)
-        for _ in range(iterations):
-            p, r, jac = self.jacobian(q)
-            error = torch.cat([pos - p, rotation_error(rot, r)], 1) * weight
-            jac = jac * weight[:, None]
-            right = error[..., None]
-            pull = rest_gain * (rest - q) if self.n > 6 else None
-            if pull is not None:
-                right = torch.cat([right, jac @ pull[..., None]], -1)
-            y = jac.transpose(1, 2) @ torch.linalg.solve(jac @ jac.transpose(1, 2) + eye, right)
-            step = y[..., 0] if pull is None else y[..., 0] + pull - y[..., 1]
-            q = torch.clamp(q + step.clamp(-max_step, max_step), low, high)
-        return q
+        rotation rows weighted; redundant chains drift towards ``rest [n]`` in the null space. Joints that stand at a
+        limit and would go beyond it are held, and the others make up for them (projected Newton, Bertsekas 1982).
+        Steps are limited to ``max_step`` [rad or m] a joint and iteration, the result to ``low`` and ``high [n]``.
+        Unreachable poses give the nearest compromise.
 
-    def _run(self, q: Tensor) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        """Site pose, and axis and origin of each joint."""
-        angle = q - self._zero
+        Args:
+            start: :meth:`jacobian` of ``q``, where it is known already.
+        """
+        weight = torch.ones(6, 1, device=q.device)
+        weight[3:] = rotation_weight
+        goal, turned = pos.T, rot.permute(2, 1, 0).contiguous()
+        x, rest = q.T, rest[:, None]  # worlds last from here on: every operation runs over long vectors
+        low, high = low[:, None], high[:, None]
+        for i in range(iterations):
+            p, r, jac = start if i == 0 and start is not None else self.jacobian(x.T)
+            error = torch.cat([goal - p.T, _turn_between(r.permute(2, 1, 0), turned)]) * weight
+            jac = jac.permute(2, 1, 0) * weight
+            pull = rest_gain * (rest - x) if self.n > 6 else None
+            downhill = (jac * error).sum(1)
+            held = ((x <= low) & (downhill < 0)) | ((x >= high) & (downhill > 0))
+            step = _damped_step(jac * ~held[:, None], error, pull, damping)
+            x = torch.clamp(x + step.clamp(-max_step, max_step), low, high)
+        return x.T
+
+    def _frames(self, q: Tensor) -> list[Tensor]:
+        """Frames of every joint before it moves (its axis is z) and of the site.
+
+        Each is ``[4, 3, N]``: the columns of its matrix, then its position. Worlds come last, so that every operation
+        runs over long vectors: four times as fast on a CPU as worlds first.
+        """
+        angle = (q - self._zero).T.contiguous()
         cos, sin = torch.cos(angle), torch.sin(angle)
-        rot = self._turn[0].expand(q.shape[0], 3, 3)
-        pos = self._offset[0].expand(q.shape[0], 3)
-        axes, origins = [], []
-        for i, hinge in enumerate(self._hinge):
-            z = rot[..., 2]
-            axes.append(z)
-            origins.append(pos)
-            if hinge:
-                c, s = cos[:, i : i + 1], sin[:, i : i + 1]
-                x, y = rot[..., 0], rot[..., 1]
-                rot = torch.stack([c * x + s * y, c * y - s * x, z], -1)
-            else:
-                pos = pos + z * angle[:, i : i + 1]
-            pos = pos + rot @ self._offset[i + 1]
-            rot = rot @ self._turn[i + 1]
-        return pos, rot, axes, origins
+        frames = [self._first.expand(4, 3, q.shape[0])]
+        for i, factors in enumerate(self._joints):
+            last = frames[-1]
+            part = (factors @ last[:3].reshape(3, -1)).view(3, 4, 3, -1)
+            frame = part[0].addcmul(part[1], cos[i]).addcmul_(part[2], sin[i])
+            frame[3] += last[3]
+            if not self._all_hinges:
+                frame[3] += last[2] * ((1.0 - self._hinge[i, 0]) * angle[i])
+            frames.append(frame)
+        return frames
+
+
+def _damped_step(jac: Tensor, error: Tensor, pull: Tensor | None, damping: float) -> Tensor:
+    """Step ``[n, N]`` for ``jac [n, 6, N]``, ``error [6, N]`` and a wish ``pull [n, N]`` for the null space."""
+    square = (jac[:, :, None] * jac[:, None]).sum(0).permute(2, 0, 1)
+    square = square.contiguous() + damping**2 * torch.eye(6, device=jac.device)
+    if pull is not None:  # J^+ e + (1 - J^+ J) pull = J^+ (e - J pull) + pull
+        error = error - (jac * pull[:, None]).sum(0)
+    y, _ = torch.linalg.solve_ex(square, error.T)  # positive definite by the damping: nothing to check
+    step = (jac * y.T).sum(1)
+    return step if pull is None else step + pull
+
+
+def _factors(hinge: bool, offset: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """``[12, 3]``: ``[A | B | C]^T`` such that ``A + cos q B + sin q C`` is ``Rz(q) [turn | offset]`` (Rodrigues)."""
+    after = np.concatenate([turn, offset[:, None]], 1)
+    if not hinge:
+        return np.concatenate([after, 0 * after, 0 * after], 1).T
+    z, skew = np.diag([0.0, 0.0, 1.0]), np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    return np.concatenate([z @ after, (np.eye(3) - z) @ after, skew @ after], 1).T
+
+
+def _turn_between(current: Tensor, target: Tensor) -> Tensor:
+    """Rotation vector ``[3, N]`` from the columns ``[3, 3, N]`` of two matrices, in few operations.
+
+    Within 1e-3 rad of half a turn its axis is noise; :func:`rotation_error` is accurate everywhere.
+    """
+    axis = torch.linalg.cross(current, target, dim=1).sum(0)  # 2 sin(angle) times the axis
+    sine = (axis * axis).sum(0).sqrt().clamp(min=1e-12)  # norm(dim=0) is ten times as slow
+    cosine = (current * target).sum((0, 1)) - 1.0  # 2 cos(angle)
+    return axis * (torch.atan2(sine, cosine) / sine)
 
 
 def _walk(m: mujoco.MjModel, joints: list[int], site: int, base: int) -> list[tuple[np.ndarray, np.ndarray]]:

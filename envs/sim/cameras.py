@@ -79,6 +79,6 @@ def camera_specs(model: mujoco.MjModel, config: CameraConfig) -> dict[str, Array
 
 
 def film_camera(model: mujoco.MjModel) -> int:
-    """The camera of films: ``front`` if there is one, else the first; -1 (free, over the whole scene) without any."""
+    """The camera of films: ``film`` if there is one, else the first; -1 (free, over the whole scene) without any."""
     known = camera_ids(model)
-    return known.get("front", min(known.values(), default=-1))
+    return known.get("film", min(known.values(), default=-1))

@@ -46,15 +46,15 @@ _XML = """
   <visual>
     <global offwidth="1280" offheight="960"/>
     <quality shadowsize="0" offsamples="0"/>
-    <headlight ambient=".35 .35 .35" diffuse=".45 .45 .45" specular=".1 .1 .1"/>
+    <headlight ambient=".35 .35 .35" diffuse=".3 .3 .3" specular=".1 .1 .1"/>
   </visual>
   <asset>
     <texture name="sky" type="skybox" builtin="gradient" rgb1=".75 .82 .9" rgb2=".95 .95 .97" width="64" height="64"/>
     <texture name="table" type="2d" builtin="checker" rgb1=".78 .72 .64" rgb2=".74 .68 .60" width="256" height="256"/>
-    <material name="table" texture="table" texrepeat="10 10" reflectance="0"/>
+    <material name="table" texture="table" texrepeat="10 10" reflectance="0" specular=".1"/>
   </asset>
   <worldbody>
-    <light name="key" pos=".3 -.5 1.6" dir="0 .3 -1" diffuse=".5 .5 .5"/>
+    <light name="key" pos=".6 -.6 2" dir="-.25 .35 -1" directional="true" diffuse=".4 .4 .4" specular=".1 .1 .1"/>
     <geom name="table" type="plane" size="1.2 1.2 .05" material="table" friction="1 .005 .0001"/>
   </worldbody>
 </mujoco>
@@ -203,6 +203,8 @@ class TabletopTask(Task):
             ("top", [1.4 * r, 0.0, 1.75 * r], [0.95 * r, 0.0, 0.0]),
         ):
             spec.worldbody.add_camera(name=name, pos=pos, quat=_look_at(pos, look), fovy=45.0)
+        pos = [2.7 * r, -1.8 * r, 1.8 * r]  # of films: the whole arm
+        spec.worldbody.add_camera(name="film", pos=pos, quat=_look_at(pos, [0.5 * r, 0.0, 0.55 * r]), fovy=45.0)
 
     def _add_home(self, spec: mujoco.MjSpec) -> None:
         """Keyframe 0: objects as placed in the scene, arms at home with open grippers."""

@@ -17,7 +17,10 @@ from visuomotor.envs.base import VecEnv
 from visuomotor.envs.sim.env import sim_factory
 from visuomotor.envs.tasks.drawer import Drawer, DrawerConfig
 from visuomotor.envs.tasks.lift import Lift, LiftConfig
+from visuomotor.envs.tasks.pick_place import PickPlace, PickPlaceConfig
 from visuomotor.envs.tasks.pusht import PushT, PushTConfig
+from visuomotor.envs.tasks.reach import Reach, ReachConfig
+from visuomotor.envs.tasks.stack import Stack, StackConfig
 
 __all__ = ["TaskEntry", "get_task", "make_env", "register_task", "task_names"]
 
@@ -35,7 +38,10 @@ class TaskEntry:
 _TASKS: dict[str, TaskEntry] = {
     "drawer": TaskEntry(DrawerConfig, sim_factory(Drawer)),
     "lift": TaskEntry(LiftConfig, sim_factory(Lift)),
+    "pick_place": TaskEntry(PickPlaceConfig, sim_factory(PickPlace)),
     "pusht": TaskEntry(PushTConfig, PushT),
+    "reach": TaskEntry(ReachConfig, sim_factory(Reach)),
+    "stack": TaskEntry(StackConfig, sim_factory(Stack)),
 }
 
 

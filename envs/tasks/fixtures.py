@@ -33,12 +33,20 @@ class Fixture:
 
     def place(self, worlds: Selection, pos: Tensor, yaw: Tensor) -> None:
         """Put it at ``pos [rows, 3]`` [m], turned about the vertical by ``yaw [rows]`` [rad]."""
+        self.place_turned(worlds, pos, yaw_quat(yaw))
+
+    def place_turned(self, worlds: Selection, pos: Tensor, quat: Tensor) -> None:
+        """Put it at ``pos [rows, 3]`` [m] with ``quat [rows, 4]`` (wxyz)."""
         worlds.put(self._pos, pos)
-        worlds.put(self._quat, yaw_quat(yaw))
+        worlds.put(self._quat, quat)
 
     def pos(self) -> Tensor:
         """Float32 ``[N, 3]`` [m], world frame."""
         return self._pos.float()
+
+    def quat(self) -> Tensor:
+        """Float32 ``[N, 4]``, ``q_wxyz``."""
+        return self._quat.float()
 
     def matrix(self) -> Tensor:
         """Float32 ``[N, 3, 3]``: its axes are the columns, world frame."""

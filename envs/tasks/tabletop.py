@@ -27,7 +27,6 @@ from visuomotor.envs.sim.task import SimConfig, Task
 from visuomotor.envs.sim.world import FreeBody, World, find
 
 __all__ = [
-    "Marker",
     "Mount",
     "TabletopConfig",
     "TabletopTask",
@@ -36,7 +35,6 @@ __all__ = [
     "object_spec",
     "scatter",
     "uniform_xy",
-    "yaw_quat",
 ]
 
 _XML = """
@@ -271,46 +269,11 @@ def scatter(draws: Draws, count: int, centre: Sequence[float], half: Sequence[fl
     return torch.stack(places, 1)
 
 
-def yaw_quat(yaw: Tensor) -> Tensor:
-    """Quaternions ``[n, 4]`` (wxyz) of turns about z by ``yaw [n]``."""
-    zero = torch.zeros_like(yaw)
-    return torch.stack([torch.cos(yaw / 2), zero, zero, torch.sin(yaw / 2)], 1)
-
-
 def flat_yaw(quat: Tensor) -> Tensor:
     """Yaw ``[N]`` of a side of a box with ``quat [N, 4]`` (wxyz) that lies flat, whichever face it lies on."""
     mat = quat_to_matrix(quat)
     side = torch.where(mat[:, 2:, 0].abs() < 0.7, mat[:, :, 0], mat[:, :, 1])
     return torch.atan2(side[:, 1], side[:, 0])
-
-
-class Marker:
-    """A body that nothing moves but a reset: a goal to see, or a fixed thing that stands elsewhere in each episode.
-
-    Args:
-        world: bound scene.
-        name: of a body with ``mocap=True``.
-    """
-
-    def __init__(self, world: World, name: str) -> None:
-        index = int(world.sim.model.body_mocapid[find(world.sim.model, "body", name)])
-        if index < 0:
-            raise ConfigError(f"body {name!r} is no mocap body")
-        self._pos = world.sim.field("mocap_pos")[:, index]
-        self._quat = world.sim.field("mocap_quat")[:, index]
-
-    def pos(self) -> Tensor:
-        """Float32 ``[N, 3]`` [m], world frame."""
-        return self._pos.float()
-
-    def quat(self) -> Tensor:
-        """Float32 ``[N, 4]``, ``q_wxyz``."""
-        return self._quat.float()
-
-    def place(self, worlds: Selection, pos: Tensor, quat: Tensor) -> None:
-        """Put it at ``pos [rows, 3]`` [m] with ``quat [rows, 4]`` (wxyz)."""
-        worlds.put(self._pos, pos)
-        worlds.put(self._quat, quat)
 
 
 def _base_of(model: mujoco.MjModel, joint: str) -> str:

@@ -119,10 +119,10 @@ class WaypointExpert(Expert):
         self._pace = torch.ones(n, len(self._phases), device=device)
         self._pause = torch.zeros(n, len(self._phases), dtype=torch.int64, device=device)
         self._offset = torch.zeros(n, len(self._phases), 3, device=device)
-        columns = ("grip", "above", "symmetry", "speed", "tolerance", "angle_tolerance", "free")
-        self._table = {k: torch.tensor([float(getattr(p, k)) for p in phases], device=device) for k in columns}
-        columns = ("follow", "watch", "hold", "timeout", "retry")
-        self._table |= {k: torch.tensor([getattr(p, k) for p in phases], device=device) for k in columns}
+        real = ("grip", "above", "symmetry", "speed", "tolerance", "angle_tolerance", "free")
+        self._table = {k: torch.tensor([float(getattr(p, k)) for p in phases], device=device) for k in real}
+        others = ("follow", "watch", "hold", "timeout", "retry")
+        self._table |= {k: torch.tensor([getattr(p, k) for p in phases], device=device) for k in others}
         self._which = torch.tensor([self._targets.index(p.target) for p in phases], device=device)
 
     def reset(self, worlds: Selection, draws: Draws) -> None:
@@ -155,8 +155,9 @@ class WaypointExpert(Expert):
 
     def buffers(self) -> dict[str, Tensor]:
         """Live tensors ``[N, ...]`` that a snapshot has to hold for the expert to go on as if nothing had happened."""
-        kept = {name.strip("_"): value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return {name: value for name, value in kept.items() if name not in ("rows", "which")}
+        return {
+            k.strip("_"): v for k, v in vars(self).items() if isinstance(v, Tensor) and k not in ("_rows", "_which")
+        }
 
     def _aim(self, pos: Tensor, rot: Tensor) -> None:
         """Update the goal; where a leg begins, choose among equivalent turns the one nearest to the hand."""

@@ -3,6 +3,8 @@
 Link frames, joint limits and torque limits from Franka Robotics' public specification (Denavit-Hartenberg parameters
 and limits, frankarobotics.github.io/docs/control_parameters.html); link masses as identified by Gaz et al. 2019,
 "Dynamic Identification of the Franka Emika Panda Robot". The shapes are capsules and boxes of about the links' size.
+At home the hand's frame (``tcp``) is turned by half a turn about z against Franka's own end effector frame: y then
+points to the left of the robot, as in the other arms.
 """
 
 from __future__ import annotations
@@ -14,48 +16,68 @@ from visuomotor.envs.robots.model import GripperModel, RobotModel
 __all__ = ["PANDA"]
 
 _JOINTS = tuple(f"joint{i}" for i in range(1, 8))
+# Servo gains: where a force limit holds, damping acts explicitly, and kv * timestep above the inertia (0.15 kg m^2
+# at the wrist) makes a limit cycle that shakes objects out of the hand.
 _XML = """
 <mujoco model="panda">
   <compiler angle="radian"/>
   <default>
-    <default class="link"><geom type="capsule" contype="2" conaffinity="1" rgba=".92 .92 .94 1" group="0"/></default>
+    <default class="link"><geom type="capsule" contype="2" conaffinity="1" rgba=".93 .94 .95 1"/></default>
+    <default class="still"><geom type="capsule" contype="0" conaffinity="0" rgba=".93 .94 .95 1"/></default>
+    <default class="trim"><geom type="cylinder" contype="0" conaffinity="0" mass="0" rgba=".30 .31 .34 1"/></default>
     <default class="big"><joint damping="1" armature="0.1"/>
-      <position kp="4500" kv="450" forcerange="-87 87"/></default>
+      <position kp="4500" kv="300" forcerange="-87 87"/></default>
     <default class="small"><joint damping="1" armature="0.1"/>
-      <position kp="2000" kv="200" forcerange="-12 12"/></default>
+      <position kp="2000" kv="130" forcerange="-12 12"/></default>
     <default class="finger"><joint type="slide" axis="0 1 0" range="0 0.04" damping="10" armature="0.05"/>
       <position kp="600" kv="30" ctrlrange="0 0.04" forcerange="-70 70"/>
       <geom contype="2" conaffinity="1" rgba=".25 .25 .28 1"/></default>
   </default>
   <worldbody>
     <body name="base" gravcomp="1">
-      <geom class="link" type="cylinder" fromto="0 0 0 0 0 .12" size=".085" mass="2.8" contype="0" conaffinity="0"/>
+      <geom class="still" type="box" pos="-.04 0 .035" size=".095 .075 .035" mass="1.4"/>
+      <geom class="still" type="cylinder" fromto="0 0 0 0 0 .14" size=".075" mass="1.4"/>
+      <geom class="trim" fromto="0 0 .14 0 0 .148" size=".07"/>
       <body name="link1" pos="0 0 .333" gravcomp="1">
         <joint name="joint1" class="big" axis="0 0 1" range="-2.8973 2.8973"/>
-        <geom class="link" fromto="0 0 -.19 0 0 0" size=".07" mass="4.97" contype="0" conaffinity="0"/>
+        <geom class="still" fromto="0 0 -.13 0 0 -.02" size=".066" mass="3.2"/>
+        <geom class="still" type="cylinder" fromto="0 -.06 0 0 .06 0" size=".066" mass="1.77"/>
         <body name="link2" quat=".70710678 -.70710678 0 0" gravcomp="1">
           <joint name="joint2" class="big" axis="0 0 1" range="-1.7628 1.7628"/>
-          <geom class="link" fromto="0 0 -.05 0 0 .05" size=".065" mass=".647" contype="0" conaffinity="0"/>
+          <geom class="trim" fromto="0 0 -.068 0 0 -.06" size=".058"/>
+          <geom class="trim" fromto="0 0 .06 0 0 .068" size=".058"/>
+          <geom class="still" fromto="0 0 0 0 -.14 0" size=".06" mass=".647"/>
           <body name="link3" pos="0 -.316 0" quat=".70710678 .70710678 0 0" gravcomp="1">
             <joint name="joint3" class="big" axis="0 0 1" range="-2.8973 2.8973"/>
-            <geom class="link" fromto="0 0 -.24 0 0 -.02" size=".06" mass="3.23"/>
+            <geom class="trim" fromto="0 0 -.135 0 0 -.128" size=".059"/>
+            <geom class="link" fromto="0 0 -.13 0 0 -.07" size=".057" mass="1.6"/>
+            <geom class="link" fromto="0 0 -.08 .0825 0 0" size=".05" mass="1.628"/>
             <body name="link4" pos=".0825 0 0" quat=".70710678 .70710678 0 0" gravcomp="1">
               <joint name="joint4" class="big" axis="0 0 1" range="-3.0718 -.0698"/>
-              <geom class="link" fromto="0 0 -.04 0 0 .04" size=".06" mass="3.59"/>
+              <geom class="link" type="cylinder" fromto="0 0 -.058 0 0 .058" size=".056" mass="2"/>
+              <geom class="trim" fromto="0 0 -.066 0 0 -.058" size=".048"/>
+              <geom class="trim" fromto="0 0 .058 0 0 .066" size=".048"/>
+              <geom class="link" fromto="0 .01 0 -.0825 .09 0" size=".05" mass="1.588"/>
               <body name="link5" pos="-.0825 .384 0" quat=".70710678 -.70710678 0 0" gravcomp="1">
                 <joint name="joint5" class="small" axis="0 0 1" range="-2.8973 2.8973"/>
-                <geom class="link" fromto="0 .03 -.28 0 .06 -.05" size=".05" mass="1.23"/>
+                <geom class="trim" fromto="0 0 -.26 0 0 -.253" size=".053"/>
+                <geom class="link" fromto="0 0 -.27 0 .03 -.14" size=".05" mass=".7"/>
+                <geom class="link" fromto="0 .03 -.14 0 .025 -.02" size=".042" mass=".526"/>
                 <body name="link6" quat=".70710678 .70710678 0 0" gravcomp="1">
                   <joint name="joint6" class="small" axis="0 0 1" range="-.0175 3.7525"/>
-                  <geom class="link" fromto="0 0 -.03 .06 0 .02" size=".05" mass="1.67"/>
+                  <geom class="link" type="cylinder" fromto="0 0 -.055 0 0 .055" size=".048" mass=".9"/>
+                  <geom class="trim" fromto="0 0 -.063 0 0 -.055" size=".041"/>
+                  <geom class="trim" fromto="0 0 .055 0 0 .063" size=".041"/>
+                  <geom class="link" fromto="0 0 0 .088 0 0" size=".044" mass=".767"/>
                   <body name="link7" pos=".088 0 0" quat=".70710678 .70710678 0 0" gravcomp="1">
                     <joint name="joint7" class="small" axis="0 0 1" range="-2.8973 2.8973"/>
-                    <geom class="link" fromto="0 0 .02 0 0 .09" size=".045" mass=".735"/>
+                    <geom class="link" type="cylinder" fromto="0 0 -.045 0 0 .085" size=".043" mass=".735"/>
+                    <geom class="trim" fromto="0 0 .085 0 0 .107" size=".035"/>
                     <body name="hand" pos="0 0 .107" quat=".92387953 0 0 -.38268343" gravcomp="1">
                       <geom type="box" pos="0 0 .035" size=".03 .1 .03" mass=".73" contype="2" conaffinity="1"
                             rgba=".9 .9 .92 1"/>
-                      <site name="tcp" pos="0 0 .1034" size=".005" group="4"/>
-                      <camera name="wrist" pos=".07 0 0" quat="0 .7071068 .7071068 0" fovy="70"/>
+                      <site name="tcp" pos="0 0 .1034" quat="0 0 0 1" size=".005" group="4"/>
+                      <camera name="wrist" pos=".07 0 .03" xyaxes="0 1 0 .839 0 .545" fovy="70"/>
                       <body name="left_finger" pos="0 0 .0584" gravcomp="1">
                         <joint name="finger_left" class="finger"/>
                         <geom class="finger" type="box" pos="0 .012 .02" size=".009 .007 .02" mass=".01"/>

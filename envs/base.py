@@ -126,13 +126,17 @@ class VecEnv(ABC):
         )
 
     def _reset_ended(self, final_obs: Obs, ended: Tensor) -> Obs:
-        if not bool(ended.any()):
+        if self.device.type == "cpu" and not bool(ended.any()):  # on a GPU asking would stall it
             return final_obs
         return merge_obs(self.reset(mask=ended), final_obs, ended)
 
     @abstractmethod
     def render(self, index: int) -> np.ndarray:
         """Picture of world ``index``: uint8 ``[H, W, 3]`` RGB."""
+
+    def warnings(self) -> list[str]:
+        """What went wrong in the worlds since the last call, for results to mention; may read from the device."""
+        return []
 
     def close(self) -> None:  # noqa: B027  (most environments have nothing to release)
         """Release processes, windows and memory."""

@@ -71,6 +71,8 @@ class SimVecEnv(VecEnv):
         self.events = EventSchedule(events, self.world, 1.0 / task.fps)
         self._elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._running = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self._lost = torch.zeros(num_envs, dtype=torch.int64, device=self.device)  # episodes that diverged
+        self._may_ask = self.device.type == "cpu"  # a GPU would stall at every question
         self._everyone = Selection.all(num_envs, self.device)
         self.obs_spec = dict(task.obs_spec)
         if config.privileged:
@@ -87,6 +89,8 @@ class SimVecEnv(VecEnv):
     def reset(self, *, seeds: Sequence[int] | None = None, mask: Tensor | None = None) -> Obs:
         if seeds is not None and len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds for {self.num_envs} worlds; expected one a world")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != (self.num_envs,)):
+            raise UserError(f"mask is {mask.dtype} {list(mask.shape)}; expected torch.bool [{self.num_envs}]")
         worlds = self._everyone if mask is None else Selection(mask)
         if not worlds.is_empty:
             given = None if seeds is None else torch.tensor(list(seeds), dtype=torch.int64, device=self.device)
@@ -106,9 +110,9 @@ class SimVecEnv(VecEnv):
     def step(self, action: Tensor) -> Step:
         s = self._advance(action, None)
         ended = s.terminated | s.truncated
-        if self.device.type == "cpu" and not bool(ended.any()):
+        if self._may_ask and not bool(ended.any()):
             return s
-        obs = merge_obs(self.reset(mask=ended), s.final_obs, ended)  # on a GPU always: asking would stall it
+        obs = merge_obs(self.reset(mask=ended), s.final_obs, ended)
         return Step(obs, s.reward, s.terminated, s.truncated, s.final_obs, s.info)
 
     def snapshot(self) -> EnvSnapshot:
@@ -125,6 +129,17 @@ class SimVecEnv(VecEnv):
     def render(self, index: int) -> np.ndarray:
         return self._film.picture(index)
 
+    def warnings(self) -> list[str]:
+        """Episodes that diverged, and worlds whose contacts or constraints did not fit, since the last call."""
+        lost = int(self._lost.sum())
+        self._lost.zero_()
+        found = [f"{lost} episodes diverged (state not finite); they count as lost"] if lost else []
+        return found + [
+            f"{n} worlds had more {kind} than fit their buffers: their physics is wrong"
+            for kind, n in self.sim.overflow().items()
+            if n
+        ]
+
     def close(self) -> None:
         self._film.close()
         if self._cameras is not None:
@@ -133,16 +148,22 @@ class SimVecEnv(VecEnv):
 
     def _advance(self, action: Tensor, active: Tensor | None) -> Step:
         action = action.detach().to(self.device, torch.float32)
-        if self.device.type == "cpu":
+        if action.shape != (self.num_envs, self.action_spec.size):
+            raise UserError(
+                f"action of shape {list(action.shape)}; expected [{self.num_envs}, {self.action_spec.size}]"
+            )
+        if self._may_ask:
             self._check(action, active)
-        self.events.interval(self._elapsed)
+        self.events.interval(self._elapsed, active)
+        self.task.before_step()
         self.control.apply(action, active)
         self.sim.step(self._substeps, active)
         self._elapsed += 1 if active is None else active
         diverged = self.sim.diverged()
         outcome = self.task.outcome()
         success = outcome.success & ~diverged
-        reward = outcome.reward if self._config.reward == "dense" else success.float()
+        reward = outcome.reward.float() if self._config.reward == "dense" else success.float()
+        reward = reward.masked_fill(diverged, 0.0)
         terminated = diverged if outcome.failure is None else diverged | outcome.failure
         if self._config.end_on_success:
             terminated = terminated | success
@@ -151,9 +172,10 @@ class SimVecEnv(VecEnv):
         info = {"success": success, "score": score, "diverged": diverged}
         if active is not None:
             terminated, truncated, reward = terminated & active, truncated & active, reward * active
+        self._lost += diverged & terminated
         self._running &= ~(terminated | truncated)
         obs = self._observe(diverged, active)
-        return Step(obs, reward.masked_fill(diverged, 0.0), terminated, truncated, obs, info)
+        return Step(obs, reward, terminated, truncated, obs, info)
 
     def _observe(self, diverged: Tensor | None = None, drawn: Tensor | None = None) -> Obs:
         """What all worlds show now; ``drawn`` are the worlds that changed, for which pictures have to be drawn."""
@@ -162,7 +184,7 @@ class SimVecEnv(VecEnv):
             obs["privileged"] = self.task.privileged()
         if self._cameras is not None:
             obs |= self._cameras.observe(drawn)
-        if diverged is not None and (self.device.type != "cpu" or bool(diverged.any())):
+        if diverged is not None and not (self._may_ask and not bool(diverged.any())):
             obs = {k: v.nan_to_num(0.0, 0.0, 0.0) if v.is_floating_point() else v for k, v in obs.items()}
         return obs
 
@@ -172,10 +194,6 @@ class SimVecEnv(VecEnv):
         return own | {f"{part}.{k}": v for part, buffers in parts.items() for k, v in buffers.items()}
 
     def _check(self, action: Tensor, active: Tensor | None) -> None:
-        if action.shape != (self.num_envs, self.action_spec.size):
-            raise UserError(
-                f"action of shape {list(action.shape)}; expected [{self.num_envs}, {self.action_spec.size}]"
-            )
         late = ~self._running if active is None else active & ~self._running
         if bool(late.any()):
             raise UserError(f"world {int(late.int().argmax())} has no running episode: reset it before stepping it")

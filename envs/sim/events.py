@@ -94,10 +94,11 @@ class EventSchedule:
         for e, due in zip(self._at["interval"], self._due, strict=True):
             worlds.put(due, self._wait(e, draws))
 
-    def interval(self, elapsed: Tensor) -> None:
-        """Before a control step: whatever is due after ``elapsed [N]`` steps of the episodes."""
+    def interval(self, elapsed: Tensor, active: Tensor | None = None) -> None:
+        """Before a control step of the ``active [N]`` worlds: whatever is due after ``elapsed [N]`` steps."""
         for i, (e, due) in enumerate(zip(self._at["interval"], self._due, strict=True)):
-            worlds = Selection(due <= elapsed)
+            is_due = due <= elapsed
+            worlds = Selection(is_due if active is None else is_due & active)
             if worlds.is_empty:
                 continue
             draws = self._world.random.draws(worlds, 1 + i, elapsed)

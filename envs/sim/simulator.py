@@ -1,19 +1,24 @@
 """The protocol of a physics engine that steps ``N`` worlds of one MuJoCo model.
 
 All engines speak MuJoCo's field names and shapes (``qpos [N, nq]``, ``xpos [N, nbody, 3]``, ``body_mass [N, nbody]``),
-so tasks, robots and randomisation are written once. Tensors of state are live: write them in place, never replace them
-(a captured CUDA graph keeps reading the old memory), then call :meth:`Simulator.forward`.
+so tasks, robots and randomisation are written once. Rotation matrices are rows of nine numbers as in MuJoCo
+(``xmat [N, nbody, 9]``). Tensors of state are live: write them in place, never replace them (a captured CUDA graph
+keeps reading the old memory), then call :meth:`Simulator.forward`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import mujoco
+import numpy as np
 import torch
+from mujoco import batch
 from torch import Tensor
 
+from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.sim.selection import Selection
 
 __all__ = ["SETTABLE", "Simulator", "Snapshot"]
@@ -31,6 +36,7 @@ SETTABLE = (
     "eq_active",
     "time",
 )
+_HUGE = 1e10  # mjMAXVAL: MuJoCo itself counts positions and velocities beyond as diverged
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Simulator(ABC):
     num_envs: int
     device: torch.device
     dtype: torch.dtype
+    _model_fields: dict[str, Tensor]  # those that model_field has given out
+    _constants_differ: bool = False  # set_const has been called
 
     @property
     def timestep(self) -> float:
@@ -65,8 +73,11 @@ class Simulator(ABC):
     def field(self, name: str) -> Tensor:
         """Live tensor ``[N, ...]`` of an MjData field; only those of :data:`SETTABLE` may be written.
 
-        Outputs (``xpos``, ``site_xmat``, ``sensordata`` …) are current after :meth:`step` and :meth:`forward`. Call it
-        in constructors and keep the tensor: the first call may make the engine copy the field out from then on.
+        The shape behind ``N`` is that of MjData (``xmat``, ``site_xmat``, ``geom_xmat``: ``[N, n, 9]``). The type is
+        :attr:`dtype`, except of flags and integers: ``eq_active`` holds 0 and 1 in the engine's own type. Outputs
+        (``xpos``, ``site_xmat``, ``sensordata`` …) are current after :meth:`step` and :meth:`forward`; what depends on
+        accelerations (force, touch and acceleration sensors) is that of the last physics step. Call it in
+        constructors and keep the tensor: the first call may make the engine copy the field out from then on.
 
         Raises:
             ConfigError: the engine has no such field.
@@ -84,9 +95,14 @@ class Simulator(ABC):
             ConfigError: the engine cannot vary this field by world.
         """
 
-    @abstractmethod
     def nominal(self, name: str) -> Tensor:
         """Value ``[...]`` of an MjModel field as compiled; a copy."""
+        if name not in batch.MODEL_FIELDS:
+            raise ConfigError(f"MuJoCo has no model field {name!r}. {nearest(name, batch.MODEL_FIELDS)}")
+        owner: Any = self.model.opt if name.startswith("opt.") else self.model
+        value = torch.from_numpy(np.array(getattr(owner, name.removeprefix("opt."))))
+        dtype = self.dtype if value.dtype == torch.float64 else value.dtype
+        return value.to(self.device, dtype)
 
     @abstractmethod
     def step(self, n: int = 1, active: Tensor | None = None) -> None:
@@ -115,24 +131,32 @@ class Simulator(ABC):
     def set_state(self, worlds: Selection, state: Tensor) -> None:
         """Put back rows ``[n, S]`` of :meth:`state` into the selected worlds and compute their outputs."""
 
-    @abstractmethod
     def snapshot(self) -> Snapshot:
         """State and per-world model fields."""
+        return Snapshot(self.state(), {k: v.clone() for k, v in self._model_fields.items()})
 
-    @abstractmethod
     def restore(self, snapshot: Snapshot) -> None:
-        """Inverse of :meth:`snapshot`."""
+        """Inverse of :meth:`snapshot`; fields that had no per-world values then get their nominal ones."""
+        everything = Selection.all(self.num_envs, self.device)
+        for name, value in snapshot.model.items():
+            self.model_field(name).copy_(value)
+        for name in self._model_fields.keys() - snapshot.model.keys():
+            self._model_fields[name].copy_(self.nominal(name))
+        if self._constants_differ:
+            self.set_const(everything)
+        self.set_state(everything, snapshot.state)
 
     def diverged(self) -> Tensor:
-        """Bool ``[N]``: worlds whose state is not finite."""
-        qpos, qvel = self.field("qpos"), self.field("qvel")
-        return ~(torch.isfinite(qpos.sum(1)) & torch.isfinite(qvel.sum(1)))
+        """Bool ``[N]``: worlds whose state is not finite, or beyond what MuJoCo takes for diverged (1e10)."""
+        size = self.field("qpos").abs().sum(1) + self.field("qvel").abs().sum(1)
+        return ~(size < _HUGE)
 
     @abstractmethod
     def overflow(self) -> dict[str, int]:
-        """Number of worlds in which contacts or constraints did not fit their buffers since the last call, by kind.
+        """In how many worlds ``contacts`` or ``constraints`` did not fit their buffers since the last call.
 
-        Reads from the device: call it at the end of rollouts, not in every step.
+        ``batch`` counts a world once in an episode. Reads from the device: call it at the end of rollouts, not in
+        every step.
         """
 
     @abstractmethod

@@ -102,6 +102,9 @@ class Task(ABC):
     def reset(self, worlds: Selection, draws: Draws) -> None:
         """Place objects and goals in worlds that the engine has just reset. Outputs are not current here."""
 
+    def before_step(self) -> None:  # noqa: B027  (few outcomes compare with the state before)
+        """Remember what the next :meth:`outcome` compares with; called before the physics of every control step."""
+
     @abstractmethod
     def observe(self) -> dict[str, Tensor]:
         """Observations ``{key: [N, ...]}`` float32 of what sensors or an estimator would give; fresh tensors."""

@@ -80,6 +80,7 @@ def evaluate(
     """
     if not len(seeds) or len(set(seeds)) < len(seeds):
         raise UserError(f"{len(seeds)} seeds, {len(set(seeds))} of them different; expected at least one, each once")
+    env.warnings()  # of whatever was done before
     start = time.perf_counter()
     episodes: list[Episode] = []
     for wave in _waves(seeds, env.num_envs):
@@ -90,10 +91,11 @@ def evaluate(
                 on_progress(len(episodes) + tally.done, len(seeds))
         episodes += tally.episodes()
     seconds = time.perf_counter() - start
+    troubles = env.warnings()
     videos, warnings = (
         _film(env, actor, _choose(episodes, video_worst, video_best), video_dir) if video_dir else ([], [])
     )
-    return EvalResult(episodes=tuple(episodes), seconds=seconds, videos=tuple(videos), warnings=tuple(warnings))
+    return EvalResult(episodes=tuple(episodes), seconds=seconds, videos=tuple(videos), warnings=(*troubles, *warnings))
 
 
 class _Tally:

@@ -47,7 +47,8 @@ class Video:
 class EvalResult:
     """Results of all episodes, in the order of their seeds. Intervals are at 95 %: bootstrap (score), Wilson (success).
 
-    ``warnings`` names filmed episodes whose repetition did not give the same score.
+    ``warnings`` says what the environment reports (worlds that diverged, full buffers) and names filmed episodes whose
+    repetition did not give the same score.
     """
 
     episodes: tuple[Episode, ...]

@@ -26,9 +26,9 @@ _XML = """
     <default class="still"><geom type="capsule" contype="0" conaffinity="0" rgba=".93 .94 .95 1"/></default>
     <default class="trim"><geom type="cylinder" contype="0" conaffinity="0" mass="0" rgba=".30 .31 .34 1"/></default>
     <default class="big"><joint damping="1" armature="0.1"/>
-      <position kp="4500" kv="300" forcerange="-87 87"/></default>
+      <position kp="3000" kv="200" forcerange="-87 87"/></default>
     <default class="small"><joint damping="1" armature="0.1"/>
-      <position kp="2000" kv="130" forcerange="-12 12"/></default>
+      <position kp="600" kv="30" forcerange="-12 12"/></default>
     <default class="finger"><joint type="slide" axis="0 1 0" range="0 0.04" damping="10" armature="0.05"/>
       <position kp="600" kv="30" ctrlrange="0 0.04" forcerange="-70 70"/>
       <geom contype="2" conaffinity="1" rgba=".25 .25 .28 1"/></default>

@@ -9,15 +9,17 @@ from typing import Any
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.robots.model import RobotModel
 from visuomotor.envs.robots.panda import PANDA
+from visuomotor.envs.robots.so100 import SO100
+from visuomotor.envs.robots.ur5e import UR5E
 
 __all__ = ["get_robot", "robot_names"]
 
 _GROUP = "visuomotor.robots"
-_ROBOTS: dict[str, RobotModel] = {"panda": PANDA}
+_ROBOTS: dict[str, RobotModel] = {robot.name: robot for robot in (PANDA, UR5E, SO100)}
 
 
 def robot_names() -> list[str]:
-    """Names of all robots, those of other packages included."""
+    """Names of all robots, those of other packages included; ``custom`` goes beside them."""
     return sorted({**_outside(), **_ROBOTS})
 
 
@@ -27,7 +29,13 @@ def get_robot(name: str, model: str | None = None) -> RobotModel:
     Raises:
         ConfigError: no such robot, or a file that is no single arm.
     """
-    if model is not None and name != "custom":
+    if name == "custom":
+        if model is None:
+            raise ConfigError("robot=custom needs model=/path/of/arm.xml (MJCF or URDF)")
+        from visuomotor.envs.robots.custom import load_robot
+
+        return load_robot(model)
+    if model is not None:
         raise ConfigError(f"model={model} goes with robot=custom, not with robot={name}")
     known = {**_outside(), **_ROBOTS}
     if name not in known:

@@ -20,9 +20,18 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from visuomotor.configs.registry import backbones, heads, name_of
 from visuomotor.configs.schema import TrainConfig, register
 from visuomotor.data.errors import ConfigError, nearest
-from visuomotor.envs.registry import task_names
+from visuomotor.envs.registry import get_task, task_names
 
-__all__ = ["Composed", "compose_train", "groups", "known_keys", "parse_plain", "restore_train", "to_typed"]
+__all__ = [
+    "Composed",
+    "compose_train",
+    "groups",
+    "known_keys",
+    "parse_plain",
+    "restore_train",
+    "task_settings",
+    "to_typed",
+]
 
 T = TypeVar("T")
 
@@ -90,6 +99,22 @@ def parse_plain(schema: type[T], words: Sequence[str]) -> T:
     overrides = _parse(words)
     _check_keys(overrides, known_keys(cfg))
     return to_typed(_apply(cfg, overrides), schema)
+
+
+def task_settings(task: str, settings: Mapping[str, Any]) -> Any:
+    """Settings of a task's environment: its defaults, and ``settings`` on top.
+
+    Raises:
+        ConfigError: an unknown task, or a setting that it does not have.
+    """
+    schema = get_task(task).config_class
+    known = set(schema.__dataclass_fields__)  # type: ignore[attr-defined]
+    if unknown := sorted(set(settings) - known):
+        raise ConfigError(f"task {task!r} has no setting env.{unknown[0]}. {nearest(unknown[0], known)}")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(settings)))
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"env: {str(e).splitlines()[0]}") from None
 
 
 def to_typed(cfg: DictConfig, schema: type[T]) -> T:

@@ -9,22 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from visuomotor.configs.build import LoadedPolicy, as_read, load_policy, pick_device, set_threads
-from visuomotor.configs.compose import parse_plain
+from visuomotor.configs.compose import parse_plain, task_settings
 from visuomotor.configs.execution import Execution, compose, load_execution, search_weights
 from visuomotor.configs.rollout import RolloutEvaluator, print_comparison, print_result, result_document
 from visuomotor.configs.schema import DataConfig, EvalConfig, RolloutConfig
 from visuomotor.configs.training_data import make_source, text_tables
 from visuomotor.data.cache import CacheConfig, load_cache
-from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.data.errors import ConfigError
 from visuomotor.data.parts import PartConfig
 from visuomotor.data.store import DemoStore
 from visuomotor.data.windows import split_episodes, window_table
-from visuomotor.envs.registry import get_task
 from visuomotor.policies.execution.planner import ChunkPolicy
 from visuomotor.policies.learn.evaluate import EvalResult, compare
 from visuomotor.policies.learn.open_loop import open_loop_error
@@ -79,7 +76,7 @@ def _roll_out(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dic
     task = config.task or saved["task"]
     if task is None:
         raise ConfigError("this policy was trained without a task: give task=<name> to roll out, or data=<zarr>")
-    env = _environment(task, {**(saved["env"] if saved["task"] == task else {}), **config.env})
+    env = task_settings(task, {**(saved["env"] if saved["task"] == task else {}), **config.env})
     out, data = _out(config, loaded), _demonstrations(loaded)
     execution = load_execution(config, lambda path: _judge(config, path))
     others = [_load(config, path) for path in config.compose]
@@ -114,18 +111,6 @@ def _demonstrations(loaded: LoadedPolicy) -> DataConfig:
     saved = loaded.checkpoint.document("config")["config"]["data"]
     path = loaded.checkpoint.document("training")["dataset"]["path"]
     return DataConfig(path=path, parts={k: PartConfig(**v) for k, v in saved.get("parts", {}).items()})
-
-
-def _environment(task: str, settings: dict[str, Any]) -> Any:
-    """Settings of the task's environment: its defaults, and ``settings`` on top."""
-    schema = get_task(task).config_class
-    known = set(schema.__dataclass_fields__)  # type: ignore[attr-defined]
-    if unknown := sorted(set(settings) - known):
-        raise ConfigError(f"task {task!r} has no setting env.{unknown[0]}. {nearest(unknown[0], known)}")
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), settings))
-    except OmegaConfBaseException as e:
-        raise ConfigError(f"env: {str(e).splitlines()[0]}") from None
 
 
 def _evaluator(

@@ -15,12 +15,17 @@ from typing import Any
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.base import VecEnv
 from visuomotor.envs.sim.env import sim_factory
+from visuomotor.envs.suites.client import SuiteConfig, SuiteEnv
+from visuomotor.envs.tasks.cartpole import Cartpole, CartpoleConfig
 from visuomotor.envs.tasks.drawer import Drawer, DrawerConfig
+from visuomotor.envs.tasks.hopper import Hopper, HopperConfig
 from visuomotor.envs.tasks.lift import Lift, LiftConfig
 from visuomotor.envs.tasks.pick_place import PickPlace, PickPlaceConfig
 from visuomotor.envs.tasks.pusht import PushT, PushTConfig
 from visuomotor.envs.tasks.reach import Reach, ReachConfig
+from visuomotor.envs.tasks.reacher import Reacher, ReacherConfig
 from visuomotor.envs.tasks.stack import Stack, StackConfig
+from visuomotor.envs.tasks.walker import Walker, WalkerConfig
 
 __all__ = ["TaskEntry", "get_task", "make_env", "register_task", "task_names"]
 
@@ -36,12 +41,17 @@ class TaskEntry:
 
 
 _TASKS: dict[str, TaskEntry] = {
+    "cartpole": TaskEntry(CartpoleConfig, sim_factory(Cartpole)),
     "drawer": TaskEntry(DrawerConfig, sim_factory(Drawer)),
+    "hopper": TaskEntry(HopperConfig, sim_factory(Hopper)),
     "lift": TaskEntry(LiftConfig, sim_factory(Lift)),
     "pick_place": TaskEntry(PickPlaceConfig, sim_factory(PickPlace)),
     "pusht": TaskEntry(PushTConfig, PushT),
     "reach": TaskEntry(ReachConfig, sim_factory(Reach)),
+    "reacher": TaskEntry(ReacherConfig, sim_factory(Reacher)),
     "stack": TaskEntry(StackConfig, sim_factory(Stack)),
+    "suite": TaskEntry(SuiteConfig, SuiteEnv),
+    "walker": TaskEntry(WalkerConfig, sim_factory(Walker)),
 }
 
 

@@ -20,6 +20,7 @@ from visuomotor.envs.tasks.cartpole import Cartpole, CartpoleConfig
 from visuomotor.envs.tasks.drawer import Drawer, DrawerConfig
 from visuomotor.envs.tasks.hopper import Hopper, HopperConfig
 from visuomotor.envs.tasks.lift import Lift, LiftConfig
+from visuomotor.envs.tasks.peg import Peg, PegConfig
 from visuomotor.envs.tasks.pick_place import PickPlace, PickPlaceConfig
 from visuomotor.envs.tasks.pusht import PushT, PushTConfig
 from visuomotor.envs.tasks.reach import Reach, ReachConfig
@@ -45,6 +46,7 @@ _TASKS: dict[str, TaskEntry] = {
     "drawer": TaskEntry(DrawerConfig, sim_factory(Drawer)),
     "hopper": TaskEntry(HopperConfig, sim_factory(Hopper)),
     "lift": TaskEntry(LiftConfig, sim_factory(Lift)),
+    "peg": TaskEntry(PegConfig, sim_factory(Peg)),
     "pick_place": TaskEntry(PickPlaceConfig, sim_factory(PickPlace)),
     "pusht": TaskEntry(PushTConfig, PushT),
     "reach": TaskEntry(ReachConfig, sim_factory(Reach)),

@@ -58,7 +58,6 @@ class Drawer(TabletopTask):
 
     name = "drawer"
     max_episode_steps = 200
-    privileged_names = ("drawer_speed", "handle_dx", "handle_dy", "handle_dz")
 
     def __init__(self, config: DrawerConfig) -> None:
         super().__init__(config)
@@ -109,7 +108,11 @@ class Drawer(TabletopTask):
         return {"object": torch.cat([pos, matrix_to_rot6d(mat), self._joint.pos()], 1)}
 
     def privileged(self) -> Tensor:
-        return torch.cat([self._joint.vel(), self._handle.pos() - self.arms[0].tcp.pos()], 1)
+        """Besides what all tabletop tasks tell: the drawer's speed, and the way from hand to handle (world frame)."""
+        return torch.cat([super().privileged(), self._joint.vel(), self._handle.pos() - self.arms[0].tcp.pos()], 1)
+
+    def _names_of_privileged(self) -> tuple[str, ...]:
+        return (*super()._names_of_privileged(), "drawer_speed", "handle_dx", "handle_dy", "handle_dz")
 
     def outcome(self) -> Outcome:
         share = (self.opening() / (OPENED * self.travel)).clamp(0.0, 1.0)

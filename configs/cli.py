@@ -18,8 +18,11 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor eval checkpoint=<run> data=<zarr>        open-loop error on held-out episodes
   visuomotor bench pusht data=<zarr>                  every head under the same budget, as a table; resumable
   visuomotor export checkpoint=<run>                  the policy as ONNX and as a torch.export program
+  visuomotor data generate task=lift episodes=200     demonstrations by the task's scripted expert; resumable
   visuomotor data inspect <zarr>                      what a dataset holds
   visuomotor data validate <zarr>                     what is wrong with it, by array, episode and step
+  visuomotor play task=lift record=<zarr>             a window: act by keyboard or gamepad, record demonstrations
+  visuomotor play checkpoint=<run>                    watch a policy, and take over from it
   visuomotor info                                     versions, devices, extras present or missing
 
 Settings are given as key=value; `visuomotor <command> --help` lists them with their defaults.
@@ -50,6 +53,7 @@ def _run(words: list[str]) -> int:
         "bench": _bench,
         "export": _export,
         "data": _data,
+        "play": _play,
         "info": _info,
     }
     if verb not in commands:
@@ -106,6 +110,17 @@ def _data(words: list[str]) -> int:
     from visuomotor.configs.data import main as data
 
     return data(words)
+
+
+def _play(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.help import play_help
+
+        print(play_help(), end="")
+        return 0
+    from visuomotor.configs.play import main as play
+
+    return play(words)
 
 
 def _info(words: list[str]) -> int:

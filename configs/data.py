@@ -1,4 +1,4 @@
-"""``visuomotor data inspect | validate``."""
+"""``visuomotor data inspect | validate | generate``."""
 
 from __future__ import annotations
 
@@ -20,23 +20,37 @@ USAGE = """\
 visuomotor data inspect <zarr> [json]   episodes, arrays and statistics; as JSON for programs
 visuomotor data validate <zarr>         decode everything and name what is wrong: array, episode, step;
                                         exit status 1 if there is an error
+visuomotor data generate task=<task>    demonstrations by the task's scripted expert; its --help lists the settings
 """
 _COMPONENTS = 8  # shown of each array
 _PIPED_WIDTH = 140
 
 
 def main(words: Sequence[str]) -> int:
-    """Run ``inspect`` or ``validate``; returns the exit status."""
+    """Run ``inspect``, ``validate`` or ``generate``; returns the exit status."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
     verbs = {"inspect": _inspect, "validate": _validate}
+    if words[0] == "generate":
+        return _generate(words[1:])
     if words[0] not in verbs:
-        raise ConfigError(f"unknown command 'data {words[0]}'. {nearest(words[0], verbs)}")
+        raise ConfigError(f"unknown command 'data {words[0]}'. {nearest(words[0], [*verbs, 'generate'])}")
     if len(words) < 2:
         raise ConfigError(f"data {words[0]}: give the path of a Zarr store")
     with DemoStore.open(words[1].removeprefix("path=")) as store:
         return verbs[words[0]](store, list(words[2:]))
+
+
+def _generate(words: Sequence[str]) -> int:
+    if not words or any(w in ("-h", "--help", "help") for w in words):
+        from visuomotor.configs.help import generate_help
+
+        print(generate_help(), end="")
+        return 0
+    from visuomotor.configs.generate import main as generate  # torch and simulators, which the others do not need
+
+    return generate(words)
 
 
 def _inspect(store: DemoStore, options: list[str]) -> int:

@@ -13,11 +13,14 @@ from omegaconf import MISSING as MUST_BE_GIVEN
 from visuomotor.configs.bench import BenchConfig
 from visuomotor.configs.compose import groups
 from visuomotor.configs.export import ExportConfig
+from visuomotor.configs.generate import GenerateConfig
+from visuomotor.configs.play import PlayConfig
 from visuomotor.configs.registry import backbones, heads
 from visuomotor.configs.schema import EvalConfig, TrainConfig
 from visuomotor.envs.registry import get_task, task_names
+from visuomotor.envs.teleop import KEYS
 
-__all__ = ["bench_help", "eval_help", "export_help", "train_help"]
+__all__ = ["bench_help", "eval_help", "export_help", "generate_help", "play_help", "train_help"]
 
 _TRAIN = """\
 visuomotor train: train a policy on demonstrations, evaluate it, write report.html
@@ -59,6 +62,23 @@ visuomotor export: a trained policy as a program of its own, sampler and normali
 Each file is loaded again and compared with PyTorch; one that differs is refused.
 
 """
+_GENERATE = """\
+visuomotor data generate: demonstrations by the scripted expert of a task, or from recorded ones; failures are left out
+
+  visuomotor data generate task=lift episodes=200 out=lift.zarr          the same command goes on where it was stopped
+  visuomotor data generate task=lift env.control.mode=joint_pos cameras=[front]
+  visuomotor data generate task=lift from=recorded.zarr episodes=500     recorded demonstrations, to new object poses
+
+"""
+_PLAY = """\
+visuomotor play: a window in which a policy, the expert or you act in real time
+
+  visuomotor play task=lift record=demos.zarr                 act by keyboard; good episodes are recorded
+  visuomotor play task=lift device=gamepad record=demos.zarr
+  visuomotor play checkpoint=runs/<run> record=fixes.zarr     the policy acts; Insert takes over and gives back
+  visuomotor play task=lift device=viewer                     watch the scripted expert
+
+"""
 
 
 def train_help() -> str:
@@ -87,6 +107,17 @@ def bench_help() -> str:
 def export_help() -> str:
     """Help of ``visuomotor export``."""
     return _EXPORT + _section("", ExportConfig)
+
+
+def generate_help() -> str:
+    """Help of ``visuomotor data generate``."""
+    return _GENERATE + _section("", GenerateConfig)
+
+
+def play_help() -> str:
+    """Help of ``visuomotor play``."""
+    keys = "".join(f"  {key:<10} {text}\n" for key, text in KEYS.items())
+    return f"{_PLAY}Keys\n{keys}\n{_section('', PlayConfig)}"
 
 
 def _section(title: str, schema: type) -> str:

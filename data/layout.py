@@ -31,6 +31,7 @@ __all__ = [
     "open_array",
     "open_root",
     "read_attributes",
+    "read_origin",
 ]
 
 FORMAT_VERSION = 1
@@ -208,6 +209,13 @@ def read_attributes(root: Root) -> tuple[float | None, dict[str, ArraySpec]]:
         raise DataError(f"{root.path} has damaged attributes {ATTRIBUTE!r}: {type(error).__name__}: {error}") from None
 
 
+def read_origin(root: Root) -> dict[str, Any]:
+    """What a store says of how it was made; empty where it says nothing."""
+    attrs: Any = root.group.attrs.asdict().get(ATTRIBUTE)
+    origin = attrs.get("origin") if isinstance(attrs, dict) else None
+    return dict(origin) if isinstance(origin, dict) else {}
+
+
 def check_fps(fps: Any) -> float:
     """Return steps per second [Hz] as a float, or raise DataError."""
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not math.isfinite(fps) or fps <= 0:
@@ -215,16 +223,21 @@ def check_fps(fps: Any) -> float:
     return float(fps)
 
 
-def create_layout(path: Path, specs: Mapping[str, ArraySpec], fps: float | None, columns: Mapping[str, str]) -> None:
+def create_layout(
+    path: Path, specs: Mapping[str, ArraySpec], fps: float | None, columns: Mapping[str, str],
+    origin: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write an empty store into the new folder ``path``."""
     _check_declared(specs, columns)
     files = DurableStore(path)
     # plain types only: one value that JSON refuses would poison the attributes of the group object
-    attrs = {
+    attrs: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "fps": None if fps is None else check_fps(fps),
         "keys": {key: spec.to_dict() for key, spec in specs.items()},
     }
+    if origin is not None:
+        attrs["origin"] = dict(origin)
     group = zarr.create_group(files, zarr_format=3, attributes={ATTRIBUTE: attrs})
     data, meta = group.create_group("data"), group.create_group("meta")
     for key, spec in specs.items():

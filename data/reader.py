@@ -14,7 +14,7 @@ import zarr
 from visuomotor.data.chunks import Region, chunk_rows, episodes_at, find_damage, list_files, lost_chunks
 from visuomotor.data.errors import DataError, nearest
 from visuomotor.data.journal import JournalEntry, read_journal
-from visuomotor.data.layout import ENDS, Root, infer_spec, open_array, open_root, read_attributes
+from visuomotor.data.layout import ENDS, Root, infer_spec, open_array, open_root, read_attributes, read_origin
 from visuomotor.data.parts import PartConfig, part_spec
 from visuomotor.data.spec import ArraySpec
 
@@ -31,6 +31,7 @@ class StoreReader:
         path: where the store is.
         ours: the store carries our attributes; every chunk file of it must be there.
         fps: steps per second [Hz], or None when the store does not say.
+        origin: how its demonstrations were made (settings, versions), empty when it does not say.
         specs: what each usable array is; keys in sorted order.
         unusable: arrays that cannot serve as data, each with the reason (text arrays, scalars).
         arrays: the open Zarr array of each key; it may have rows that are not committed.
@@ -44,6 +45,7 @@ class StoreReader:
         self.root, self.path = root, root.path
         self._closed = False
         self.fps, declared = read_attributes(root)
+        self.origin = read_origin(root)
         self.ours = bool(declared)
         self.specs: dict[str, ArraySpec] = {}
         self._parts: dict[str, PartConfig] = {}

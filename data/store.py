@@ -7,7 +7,7 @@ Layout (the replay buffer that the field uses; a Diffusion Policy dataset opens 
     meta/<column>        [E]       optional values per episode: task text, success, operator
     journal/                       episodes that are committed but not yet in the arrays (visuomotor.data.journal)
 
-Root attribute ``visuomotor``: format version, fps, and the :class:`ArraySpec` of each key.
+Root attribute ``visuomotor``: format version, fps, the :class:`ArraySpec` of each key, and optionally the origin.
 
 Order of a write: rows, flushed; columns, flushed; ``episode_ends``; then the journal entry is removed. A kill at any
 instant leaves the store as it was before the episode or as it is after.
@@ -95,6 +95,7 @@ class DemoStore(StoreReader):
         *,
         fps: float | None = None,
         episode_columns: Mapping[str, str] | None = None,
+        origin: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         journal_bytes: int = _JOURNAL_BYTES,
     ) -> DemoStore:
@@ -105,6 +106,7 @@ class DemoStore(StoreReader):
             specs: what each array is.
             fps: steps per second [Hz], None when unknown.
             episode_columns: name to type (``"str"``, ``"bool"``, ``"int64"``, ``"float64"``) of per-episode values.
+            origin: how the demonstrations are made, in plain JSON types (see :attr:`origin`).
             overwrite: replace a store that is there; never anything else.
             journal_bytes: as for :meth:`open`.
 
@@ -121,7 +123,7 @@ class DemoStore(StoreReader):
         fresh, old = path.parent / f".{path.name}.new-{os.getpid()}", path.parent / f".{path.name}.old-{os.getpid()}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            create_layout(fresh, specs, fps, episode_columns or {})
+            create_layout(fresh, specs, fps, episode_columns or {}, origin)
             remove_tree(fresh / "journal")
             fsync_tree(fresh)
             if path.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,21 +13,22 @@ from mujoco import batch
 from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.envs.sim.alerts import Alerts
 from visuomotor.envs.sim.selection import Selection
-from visuomotor.envs.sim.simulator import SETTABLE, Simulator, Snapshot
+from visuomotor.envs.sim.simulator import SETTABLE, Simulator
 
 __all__ = ["BatchSimulator"]
 
 _POSITION_AND_VELOCITY = mujoco.mjtStage.mjSTAGE_VEL.value
 _NO_STAGE = mujoco.mjtStage.mjSTAGE_NONE.value
-_FULL = {mujoco.mjtWarning.mjWARN_CONTACTFULL: "contacts", mujoco.mjtWarning.mjWARN_CNSTRFULL: "constraints"}
 
 
 class BatchSimulator(Simulator):
     """``num_envs`` worlds on ``threads`` CPU threads (0: one a core), float64, bit-identical for any number of threads.
 
     MuJoCo's own reset of unstable worlds is switched off: a world that diverges stays non-finite until it is reset
-    (see :meth:`Simulator.diverged`), so that an episode never goes on silently from the default pose.
+    (see :meth:`Simulator.diverged`), so that an episode never goes on silently from the default pose. Positions that
+    were written and not followed by :meth:`forward` take effect in the next step all the same.
     """
 
     def __init__(self, model: mujoco.MjModel, num_envs: int, *, threads: int = 0) -> None:
@@ -34,6 +36,7 @@ class BatchSimulator(Simulator):
             raise ConfigError(
                 f"num_envs={num_envs}, threads={threads}: expected at least 1 world and 0 threads or more"
             )
+        model = copy.copy(model)
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         self.model, self.num_envs = model, num_envs
         self.device, self.dtype = torch.device("cpu"), torch.float64
@@ -43,7 +46,7 @@ class BatchSimulator(Simulator):
         self._fields: dict[str, Tensor] = {}
         self._model_fields: dict[str, Tensor] = {}
         self._scratch: tuple[mujoco.MjModel, mujoco.MjData] | None = None
-        self._warned = {kind: np.zeros(num_envs, np.int64) for kind in _FULL.values()}
+        self._alerts = Alerts()
         self._batch.reset(keyframe=0 if model.nkey else -1)
 
     def field(self, name: str) -> Tensor:
@@ -63,15 +66,10 @@ class BatchSimulator(Simulator):
             self._model_fields[name] = torch.from_numpy(self._batch.expand(name))
         return self._model_fields[name]
 
-    def nominal(self, name: str) -> Tensor:
-        if name not in batch.MODEL_FIELDS:
-            raise ConfigError(f"MuJoCo has no model field {name!r}. {nearest(name, batch.MODEL_FIELDS)}")
-        owner: Any = self.model.opt if name.startswith("opt.") else self.model
-        return torch.from_numpy(np.array(getattr(owner, name.removeprefix("opt."))))
-
     def step(self, n: int = 1, active: Tensor | None = None) -> None:
         ids = None if active is None else active.numpy()
-        self._batch.step(ids, nstep=n, stage=_POSITION_AND_VELOCITY)
+        with self._alerts:
+            self._batch.step(ids, nstep=n, stage=_POSITION_AND_VELOCITY)
 
     def reset(self, worlds: Selection) -> None:
         self._call(worlds, self._batch.reset, keyframe=0 if self.model.nkey else -1, stage=_NO_STAGE)
@@ -80,6 +78,7 @@ class BatchSimulator(Simulator):
         self._call(worlds, self._batch.forward, stage=_POSITION_AND_VELOCITY)
 
     def set_const(self, worlds: Selection) -> None:
+        self._constants_differ = True
         self._call(worlds, self._batch.set_const)
 
     def state(self) -> Tensor:
@@ -89,36 +88,15 @@ class BatchSimulator(Simulator):
         worlds.put(self._state, state)
         self.forward(worlds)
 
-    def snapshot(self) -> Snapshot:
-        return Snapshot(self.state(), {k: v.clone() for k, v in self._model_fields.items()})
-
-    def restore(self, snapshot: Snapshot) -> None:
-        everything = Selection.all(self.num_envs, self.device)
-        for name in self._model_fields:
-            value = snapshot.model.get(name)
-            self._model_fields[name].copy_(self.nominal(name) if value is None else value)
-        for name, value in snapshot.model.items():
-            self.model_field(name).copy_(value)
-        if self._model_fields:
-            self.set_const(everything)
-        self.set_state(everything, snapshot.state)
-
     def overflow(self) -> dict[str, int]:
-        counts = dict.fromkeys(_FULL.values(), 0)
-        data = self._data()[1]
-        for i in range(self.num_envs):
-            self._batch.get_data(i, data)
-            for warning, kind in _FULL.items():
-                number = data.warning[warning].number
-                counts[kind] += int(number > self._warned[kind][i])
-                self._warned[kind][i] = number
-        return counts
+        return self._alerts.counts()
 
     def mj_state(self, world: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
         model, data = self._data()
         self._batch.get_model(world, model)
         self._batch.get_data(world, data)
-        mujoco.mj_forward(model, data)
+        with self._alerts:
+            mujoco.mj_forward(model, data)
         return model, data
 
     def _data(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
@@ -129,7 +107,8 @@ class BatchSimulator(Simulator):
     def _call(self, worlds: Selection, function: Callable[..., None], **settings: Any) -> None:
         if worlds.is_empty:
             return
-        function(worlds.mask.numpy() if worlds.ids is None else worlds.ids.numpy(), **settings)
+        with self._alerts:
+            function(worlds.mask.numpy() if worlds.ids is None else worlds.ids.numpy(), **settings)
 
 
 def _unlocked(array: np.ndarray) -> np.ndarray:

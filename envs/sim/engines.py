@@ -11,7 +11,7 @@ from visuomotor.envs.sim.simulator import Simulator
 
 __all__ = ["ENGINES", "EngineConfig", "make_simulator"]
 
-ENGINES = ("batch",)
+ENGINES = ("batch", "warp")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -25,7 +25,7 @@ class EngineConfig:
         threads: CPU threads of ``batch``; 0 takes one a core.
         contacts: contacts a world of ``warp`` has room for; 0 takes a guess from the model.
         constraints: constraint rows a world of ``warp`` has room for; 0 takes a guess from the model.
-        graph: let ``warp`` replay its steps as a CUDA graph.
+        graph: let ``warp`` record its steps (as a CUDA graph on a GPU) and replay them.
     """
 
     name: str = "batch"
@@ -52,6 +52,13 @@ def make_simulator(model: mujoco.MjModel, num_envs: int, config: EngineConfig) -
         MissingExtraError: the engine is not installed.
         ConfigError: a device that is not there, or a model that the engine cannot run.
     """
+    if config.name == "warp":
+        from visuomotor.envs.sim.warp import WarpSimulator
+
+        return WarpSimulator(
+            model, num_envs, device=config.device, contacts=config.contacts, constraints=config.constraints,
+            graph=config.graph,
+        )  # fmt: skip
     from visuomotor.envs.sim.batch import BatchSimulator
 
     return BatchSimulator(model, num_envs, threads=config.threads)

@@ -132,8 +132,9 @@ class TabletopTask(Task):
         spec = mujoco.MjSpec.from_string(_XML)
         for mount in self.mounts:
             half = mount.yaw / 2
-            frame = spec.worldbody.add_frame(pos=mount.pos, quat=[np.cos(half), 0, 0, np.sin(half)])
-            spec.attach(self.robot.spec(), prefix=_scene_prefix(mount), frame=frame)
+            name, quat = _scene_prefix(mount) + "mount", [np.cos(half), 0, 0, np.sin(half)]
+            body = spec.worldbody.add_body(name=name, pos=mount.pos, quat=quat)  # the base frame of every arm
+            spec.attach(self.robot.spec(), prefix=_scene_prefix(mount), frame=body.add_frame())
         self.add_objects(spec)
         self._add_cameras(spec)
         self._add_home(spec)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, UserError
 from visuomotor.envs.base import Obs, Step, VecEnv
+from visuomotor.envs.sim.gl import RenderingError
 from visuomotor.envs.video import VideoWriter
 from visuomotor.policies.learn.results import Comparison, Episode, EvalResult, Video, compare
 
@@ -92,9 +93,7 @@ def evaluate(
         episodes += tally.episodes()
     seconds = time.perf_counter() - start
     troubles = env.warnings()
-    videos, warnings = (
-        _film(env, actor, _choose(episodes, video_worst, video_best), video_dir) if video_dir else ([], [])
-    )
+    videos, warnings = _film_if_possible(env, actor, _choose(episodes, video_worst, video_best), video_dir)
     return EvalResult(episodes=tuple(episodes), seconds=seconds, videos=tuple(videos), warnings=(*troubles, *warnings))
 
 
@@ -172,6 +171,18 @@ def _choose(episodes: Sequence[Episode], worst: int, best: int) -> list[tuple[st
     low, rest = by_worst[:worst], by_worst[worst:]
     high = sorted(rest, key=lambda e: (-e.score, e.length, e.seed))[:best]
     return [*(("worst", e) for e in low), *(("best", e) for e in high)]
+
+
+def _film_if_possible(
+    env: VecEnv, actor: Actor, chosen: Sequence[tuple[str, Episode]], folder: Path | None
+) -> tuple[list[Video], list[str]]:
+    """An evaluation is worth having without films: a machine that cannot draw gets a warning instead of them."""
+    if folder is None:
+        return [], []
+    try:
+        return _film(env, actor, chosen, folder)
+    except RenderingError as error:
+        return [], [f"no films: {error}"]
 
 
 def _film(

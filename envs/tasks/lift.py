@@ -15,7 +15,6 @@ from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.task import Expert, Outcome
 from visuomotor.envs.sim.world import World
-from visuomotor.envs.tasks.fixtures import yaw_quat
 from visuomotor.envs.tasks.tabletop import (
     TabletopConfig,
     TabletopTask,
@@ -23,6 +22,7 @@ from visuomotor.envs.tasks.tabletop import (
     flat_yaw,
     object_spec,
     uniform_xy,
+    yaw_quat,
 )
 from visuomotor.envs.tasks.waypoints import Phase, Pose, WaypointExpert, top_down
 

@@ -16,8 +16,16 @@ from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.task import Expert, Outcome
 from visuomotor.envs.sim.world import World
-from visuomotor.envs.tasks.fixtures import Fixture, yaw_quat
-from visuomotor.envs.tasks.tabletop import TabletopConfig, TabletopTask, add_box, flat_yaw, object_spec, scatter
+from visuomotor.envs.tasks.fixtures import Fixture
+from visuomotor.envs.tasks.tabletop import (
+    TabletopConfig,
+    TabletopTask,
+    add_box,
+    flat_yaw,
+    object_spec,
+    scatter,
+    yaw_quat,
+)
 from visuomotor.envs.tasks.waypoints import Phase, Pose, WaypointExpert, top_down
 
 __all__ = ["PickPlace", "PickPlaceConfig", "PlaceConfig", "PlaceTask"]

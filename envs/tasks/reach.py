@@ -17,8 +17,8 @@ from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.task import Expert, Outcome
 from visuomotor.envs.sim.world import World
-from visuomotor.envs.tasks.fixtures import Fixture, yaw_quat
-from visuomotor.envs.tasks.tabletop import TabletopConfig, TabletopTask, object_spec
+from visuomotor.envs.tasks.fixtures import Fixture
+from visuomotor.envs.tasks.tabletop import TabletopConfig, TabletopTask, object_spec, yaw_quat
 from visuomotor.envs.tasks.waypoints import Phase, Pose, WaypointExpert, top_down
 
 __all__ = ["Reach", "ReachConfig"]

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.world import World
-from visuomotor.envs.tasks.fixtures import yaw_quat
 from visuomotor.envs.tasks.pick_place import PlaceConfig, PlaceTask
-from visuomotor.envs.tasks.tabletop import add_box
+from visuomotor.envs.tasks.tabletop import add_box, yaw_quat
 
 __all__ = ["Stack", "StackConfig"]
 

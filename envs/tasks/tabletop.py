@@ -35,6 +35,7 @@ __all__ = [
     "object_spec",
     "scatter",
     "uniform_xy",
+    "yaw_quat",
 ]
 
 _XML = """
@@ -268,6 +269,12 @@ def scatter(draws: Draws, count: int, centre: Sequence[float], half: Sequence[fl
         good = apart >= apart.amax(1, keepdim=True).clamp(max=gap)
         places.append(at[rows, (good * order).argmax(1)])
     return torch.stack(places, 1)
+
+
+def yaw_quat(yaw: Tensor) -> Tensor:
+    """Quaternions ``[..., 4]`` (wxyz) of turns about z by ``yaw [...]``."""
+    half, zero = yaw / 2, torch.zeros_like(yaw)
+    return torch.stack([torch.cos(half), zero, zero, torch.sin(half)], -1)
 
 
 def flat_yaw(quat: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor data validate <zarr>                     what is wrong with it, by array, episode and step
   visuomotor play task=lift record=<zarr>             a window: act by keyboard or gamepad, record demonstrations
   visuomotor play checkpoint=<run>                    watch a policy, and take over from it
+  visuomotor envs list                                external suites: installed or not, and how to install them
+  visuomotor envs check <id>                          types, seeds, speed and a picture of an environment
   visuomotor info                                     versions, devices, extras present or missing
 
 Settings are given as key=value; `visuomotor <command> --help` lists them with their defaults.
@@ -54,6 +56,7 @@ def _run(words: list[str]) -> int:
         "export": _export,
         "data": _data,
         "play": _play,
+        "envs": _envs,
         "info": _info,
     }
     if verb not in commands:
@@ -121,6 +124,12 @@ def _play(words: list[str]) -> int:
     from visuomotor.configs.play import main as play
 
     return play(words)
+
+
+def _envs(words: list[str]) -> int:
+    from visuomotor.configs.envs import main as envs
+
+    return envs(words)
 
 
 def _info(words: list[str]) -> int:

@@ -10,7 +10,7 @@ travel in messages but in a block of shared memory, an anonymous file that the p
 /dev/shm, whoever is killed.
 
 An adapter is ``<file>:<name>``, a class there with ``ids()``, a list of names, and ``make(id, images, image_size,
-settings)``, which gives a Gymnasium environment. If the suite has experts, ``expert(env, id)`` gives None, or a function
+settings)``, which gives a Gymnasium environment. Where there are experts, ``expert(env, id)`` gives None, or a function
 from an observation ``{key: array}`` to an action.
 """
 

@@ -87,9 +87,9 @@ _SUITES = {
             adapter=f"{_ADAPTERS}:PushT",
             # gym-pusht itself without its requirements: it pins the OpenCV with a GUI, which needs libGL
             pip=(
-                ("--no-deps", "gym-pusht==0.1.8"),
                 ("gymnasium==1.4.0", "pymunk>=6.6,<7", "pygame>=2.5.2,<2.7", "shapely>=2.0.3,<3",
                  "opencv-python-headless>=4.9,<5"),
+                ("--no-deps", "gym-pusht==0.1.8"),
             ),
             gl=None,
             limit=300,

@@ -1,4 +1,4 @@
-"""A :class:`~visuomotor.envs.base.VecEnv` as a ``gymnasium.vector.VectorEnv`` (same-step auto-reset)."""
+"""A :class:`~visuomotor.envs.base.VecEnv` as Gymnasium has it: one world, or a vector with same-step auto-reset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,58 @@ from visuomotor.data.errors import ConfigError
 from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.base import Obs, VecEnv
 
-__all__ = ["ToGymVector"]
+__all__ = ["ToGym", "ToGymVector"]
+
+
+class ToGym(gym.Env[Any, Any]):
+    """Gymnasium's interface over an environment of one world. ``info`` has ``success`` and ``score``.
+
+    ``reset(seed=s)`` gives the episode of seed ``s``, the same as in any number of worlds; without a seed the episode's
+    seed comes from ``np_random``. Gymnasium's ``TimeLimit`` is not needed: episodes are truncated by the environment.
+
+    Raises:
+        ConfigError: an environment of several worlds, or a render mode other than ``rgb_array``.
+    """
+
+    def __init__(self, env: VecEnv, render_mode: str | None = None) -> None:
+        if env.num_envs != 1:
+            raise ConfigError(f"{env.num_envs} worlds; expected 1 (ToGymVector takes several)")
+        if render_mode not in (None, "rgb_array"):
+            raise ConfigError(
+                f"render_mode={render_mode!r}: expected None or 'rgb_array'; `visuomotor play` shows a task in a window"
+            )
+        self.env, self.render_mode = env, render_mode
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": env.fps}
+        self.observation_space, self._single = _observation_space(env)
+        self.action_space = _action_space(env)
+        self._active = torch.ones(1, dtype=torch.bool, device=env.device)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin the episode of ``seed``."""
+        super().reset(seed=seed)
+        if options:
+            raise ConfigError(f"reset options {sorted(options)} are not known here; expected none")
+        chosen = int(self.np_random.integers(2**31)) if seed is None else seed
+        return self._first(self.env.reset(seeds=[chosen])), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One control step; an episode that has ended must be reset."""
+        batch = torch.as_tensor(np.asarray(action)[None], device=self.env.device).view(1, -1)
+        s = self.env.advance(batch, self._active)
+        info = {k: v[0].item() if v.ndim == 1 else v[0].cpu().numpy() for k, v in s.info.items()}
+        return self._first(s.obs), float(s.reward[0]), bool(s.terminated[0]), bool(s.truncated[0]), info
+
+    def render(self) -> np.ndarray | None:
+        """Picture ``[H, W, 3]`` uint8; None without a render mode."""
+        return None if self.render_mode is None else self.env.render(0)
+
+    def close(self) -> None:
+        """Close the wrapped environment."""
+        self.env.close()
+
+    def _first(self, obs: Obs) -> Any:
+        arrays = {k: v[0].cpu().numpy() for k, v in obs.items()}
+        return arrays if self._single is None else arrays[self._single]
 
 
 class ToGymVector(VectorEnv[Any, Any, Any]):
@@ -36,9 +87,7 @@ class ToGymVector(VectorEnv[Any, Any, Any]):
             "render_fps": env.fps,
         }
         self.render_mode = "rgb_array"
-        boxes: dict[str, gym.Space[Any]] = {k: _box(s) for k, s in env.obs_spec.items()}
-        self._single = next(iter(boxes)) if len(boxes) == 1 else None
-        self.single_observation_space = gym.spaces.Dict(boxes) if self._single is None else boxes[self._single]
+        self.single_observation_space, self._single = _observation_space(env)
         self.single_action_space = _action_space(env)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
@@ -90,6 +139,13 @@ def _masked(info: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
         shaped = mask.reshape(-1, *[1] * (v.ndim - 1))
         out[k], out[f"_{k}"] = np.where(shaped, v, np.zeros_like(v)), mask.copy()
     return out
+
+
+def _observation_space(env: VecEnv) -> tuple[gym.Space[Any], str | None]:
+    """Its space, and the key of the observation if there is only one: that is a Box, not a Dict."""
+    boxes: dict[str, gym.Space[Any]] = {k: _box(s) for k, s in env.obs_spec.items()}
+    single = next(iter(boxes)) if len(boxes) == 1 else None
+    return (gym.spaces.Dict(boxes), None) if single is None else (boxes[single], single)
 
 
 def _box(spec: ArraySpec) -> gym.spaces.Box:

@@ -25,7 +25,7 @@ _XML = """
   <motor ctrllimited="true" ctrlrange="-3 3" gear="100"/>
 </default>
 <worldbody>
-  <light pos="0 -1 3" dir="0 .3 -1" diffuse=".5 .5 .5"/>
+  <light type="directional" pos="0 -1 3" dir=".2 .3 -1" diffuse=".4 .4 .4"/>
   <camera name="film" pos="0 -2.8 .1" xyaxes="1 0 0 0 0 1"/>
   <geom name="floor" type="plane" pos="0 0 -.8" size="4 4 .1" material="floor"/>
   <geom name="rail" size=".02" fromto="-1 0 0 1 0 0" rgba=".4 .4 .45 1"/>

@@ -22,7 +22,7 @@ _FLOOR_AND_LIGHT = """
 <visual>
   <global offwidth="1280" offheight="960"/>
   <quality shadowsize="1024" offsamples="0"/>
-  <headlight ambient=".4 .4 .4" diffuse=".4 .4 .4" specular="0 0 0"/>
+  <headlight ambient=".35 .35 .35" diffuse=".25 .25 .25" specular="0 0 0"/>
 </visual>
 <asset>
   <texture name="sky" type="skybox" builtin="gradient" rgb1=".75 .82 .9" rgb2=".95 .95 .97" width="64" height="64"/>

@@ -26,7 +26,7 @@ _XML = """
   <motor ctrllimited="true" ctrlrange="-1 1" gear="200"/>
 </default>
 <worldbody>
-  <light pos="0 0 1.5" dir="0 0 -1" diffuse=".5 .5 .5"/>
+  <light type="directional" pos="0 0 1.5" dir=".2 .3 -1" diffuse=".4 .4 .4"/>
   <camera name="film" pos="0 0 .75" xyaxes="1 0 0 0 1 0"/>
   <geom name="floor" type="plane" size=".35 .35 .1" material="floor"/>
   <body name="upper" pos="0 0 .01">

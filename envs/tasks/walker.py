@@ -35,7 +35,7 @@ _XML = f"""
   <default class="root"><joint armature="0" damping="0" limited="false"/></default>
 </default>
 <worldbody>
-  <light pos="0 0 4" dir="0 0 -1" diffuse=".5 .5 .5"/>
+  <light type="directional" pos="0 0 4" dir=".2 .3 -1" diffuse=".4 .4 .4"/>
   <geom name="floor" type="plane" size="40 40 .1" conaffinity="1" friction=".7 .1 .1" material="floor"/>
   <body name="torso" pos="0 0 1.25">
     <camera name="film" mode="trackcom" pos="0 -3 -.2" xyaxes="1 0 0 0 0 1"/>

@@ -17,7 +17,9 @@ __all__ = ["PANDA"]
 
 _JOINTS = tuple(f"joint{i}" for i in range(1, 8))
 # Servo gains: where a force limit holds, damping acts explicitly, and kv * timestep above the inertia (0.15 kg m^2
-# at the wrist) makes a limit cycle that shakes objects out of the hand.
+# at the wrist) makes a limit cycle that shakes objects out of the hand. Stiffer servos would also reach each target long
+# before the next one comes and go in jerks at the control rate. A finger's armature is large against its damping times
+# the timestep: the contact solver does not know of implicit damping, and a light finger would bounce off what it holds.
 _XML = """
 <mujoco model="panda">
   <compiler angle="radian"/>
@@ -26,11 +28,11 @@ _XML = """
     <default class="still"><geom type="capsule" contype="0" conaffinity="0" rgba=".93 .94 .95 1"/></default>
     <default class="trim"><geom type="cylinder" contype="0" conaffinity="0" mass="0" rgba=".30 .31 .34 1"/></default>
     <default class="big"><joint damping="1" armature="0.1"/>
-      <position kp="3000" kv="200" forcerange="-87 87"/></default>
+      <position kp="1000" kv="100" forcerange="-87 87"/></default>
     <default class="small"><joint damping="1" armature="0.1"/>
-      <position kp="600" kv="30" forcerange="-12 12"/></default>
-    <default class="finger"><joint type="slide" axis="0 1 0" range="0 0.04" damping="10" armature="0.05"/>
-      <position kp="600" kv="30" ctrlrange="0 0.04" forcerange="-70 70"/>
+      <position kp="200" kv="15" forcerange="-12 12"/></default>
+    <default class="finger"><joint type="slide" axis="0 1 0" range="0 0.04" damping="1" armature="0.5"/>
+      <position kp="400" kv="25" ctrlrange="0 0.04" forcerange="-70 70"/>
       <geom contype="2" conaffinity="1" rgba=".25 .25 .28 1"/></default>
   </default>
   <worldbody>

@@ -18,6 +18,7 @@ from visuomotor.envs.sim.env import sim_factory
 from visuomotor.envs.suites.client import SuiteConfig, SuiteEnv
 from visuomotor.envs.tasks.cartpole import Cartpole, CartpoleConfig
 from visuomotor.envs.tasks.drawer import Drawer, DrawerConfig
+from visuomotor.envs.tasks.handover import Handover, HandoverConfig
 from visuomotor.envs.tasks.hopper import Hopper, HopperConfig
 from visuomotor.envs.tasks.lift import Lift, LiftConfig
 from visuomotor.envs.tasks.peg import Peg, PegConfig
@@ -44,6 +45,7 @@ class TaskEntry:
 _TASKS: dict[str, TaskEntry] = {
     "cartpole": TaskEntry(CartpoleConfig, sim_factory(Cartpole)),
     "drawer": TaskEntry(DrawerConfig, sim_factory(Drawer)),
+    "handover": TaskEntry(HandoverConfig, sim_factory(Handover)),
     "hopper": TaskEntry(HopperConfig, sim_factory(Hopper)),
     "lift": TaskEntry(LiftConfig, sim_factory(Lift)),
     "peg": TaskEntry(PegConfig, sim_factory(Peg)),

@@ -52,6 +52,9 @@ class DemoPlan:
         noise: standard deviation of the disturbances at diversity 1, as a share of the largest motion in one step.
         hold: steps that are recorded after the goal is reached; it must still hold then.
         source: store of demonstrations to re-target; None: the task's scripted expert.
+
+    Raises:
+        ConfigError: settings of a task that is not simulated here.
     """
 
     env: Any
@@ -59,6 +62,10 @@ class DemoPlan:
     noise: float = 0.1
     hold: int = 10
     source: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.env, SimConfig):
+            raise ConfigError(f"{type(self.env).__name__} is of a task that has no scripted expert to generate from")
 
 
 @dataclass(frozen=True)
@@ -83,12 +90,10 @@ class Demonstrator:
         threads: of the physics; 0 as the plan says.
 
     Raises:
-        ConfigError: a task that has no expert, or is not simulated here; or a camera that it does not have.
+        ConfigError: a task that has no expert, or a camera that it does not have.
     """
 
     def __init__(self, plan: DemoPlan, threads: int = 0) -> None:
-        if not isinstance(plan.env, SimConfig):
-            raise ConfigError(f"{type(plan.env).__name__} is of a task that has no scripted expert to generate from")
         config = copy.deepcopy(plan.env)
         config.cameras = CameraConfig()
         config.end_on_success = False  # this class ends episodes itself, some steps later

@@ -14,7 +14,7 @@ from visuomotor.configs.execution import Execution
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.parts import PartConfig
 from visuomotor.envs.base import VecEnv
-from visuomotor.envs.play import ExpertPilot, Pilot, Played, PlaySession, PlaySettings, SystemClock
+from visuomotor.envs.play import Clock, ExpertPilot, Pilot, Played, PlaySession, PlaySettings, SystemClock
 from visuomotor.envs.registry import make_env
 from visuomotor.envs.sim.env import SimVecEnv
 from visuomotor.envs.tape import DemoTape
@@ -36,8 +36,8 @@ class PlayConfig:
     Attributes:
         task: the task; null takes the one that ``checkpoint`` was trained for.
         checkpoint: a policy that acts until the person takes over: a checkpoint folder, or a run.
-        device: with what the person acts: ``keyboard``, ``gamepad`` (needs the extra teleop), or ``viewer``: the person
-            watches the policy, or the task's scripted expert if no policy is given.
+        device: with what the person acts: ``keyboard`` (each press is a small push), ``gamepad`` (needs the extra
+            teleop), or ``viewer``: the person watches the policy, or the task's scripted expert if none is given.
         record: store for the episodes, made or added to; null records nothing.
         env: settings of the task's environment that differ from their defaults.
         text: what is asked for: the text of a policy that reads one, and the column ``task`` of the recording.
@@ -60,8 +60,8 @@ class PlayConfig:
     env: dict[str, Any] = field(default_factory=dict)
     text: str | None = None
     goal: str | None = None
-    hand_speed: float = 0.25
-    turn_speed: float = 1.0
+    hand_speed: float = 0.2
+    turn_speed: float = 0.8
     speed: float = 1.0
     episodes: int = 0
     hold: int = 10
@@ -87,7 +87,7 @@ def main(words: Sequence[str]) -> int:
     """Play as ``words`` say (``key=value ...``); returns the exit status."""
     config = parse_plain(PlayConfig, words)
     clock = SystemClock()
-    keyboard = KeyboardSource(clock)
+    keyboard = KeyboardSource()
     source: EventSource = JoinedSource([open_gamepad(), keyboard]) if config.device == "gamepad" else keyboard
 
     def window(env: SimVecEnv) -> Window:
@@ -101,7 +101,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def play(config: PlayConfig, source: EventSource, window: Callable[[SimVecEnv], Any], clock: Any) -> Played:
+def play(config: PlayConfig, source: EventSource, window: Callable[[SimVecEnv], Any], clock: Clock) -> Played:
     """Set the world up and play until the window is closed; ``window(env)`` is a context manager and a View.
 
     Raises:
@@ -140,7 +140,9 @@ def play(config: PlayConfig, source: EventSource, window: Callable[[SimVecEnv], 
 
 def _world(config: PlayConfig, loaded: LoadedPolicy | None) -> SimVecEnv:
     """One world of the task, whose episodes go on after success: the session ends them."""
-    saved = {"task": None} if loaded is None else loaded.checkpoint.document("config")["config"]
+    saved: dict[str, Any] = {"task": None}
+    if loaded is not None:
+        saved = loaded.checkpoint.document("config")["config"]
     task = config.task or saved["task"]
     if task is None:
         raise ConfigError("this policy was trained without a task: give task=<name>")

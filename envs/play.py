@@ -15,9 +15,9 @@ from visuomotor.envs.base import Obs, Step, VecEnv
 from visuomotor.envs.sim.env import SimVecEnv
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.tape import DemoTape
-from visuomotor.envs.teleop import ArmOperator, Clock, Event, EventSource
+from visuomotor.envs.teleop import ArmOperator, Event, EventSource
 
-__all__ = ["ExpertPilot", "Pilot", "PlaySession", "PlaySettings", "Played", "SystemClock", "View"]
+__all__ = ["Clock", "ExpertPilot", "Pilot", "PlaySession", "PlaySettings", "Played", "SystemClock", "View"]
 
 _FIRST_SEED = 500_000_000  # apart from the seeds of evaluations and of generated demonstrations
 _EXPERT = 1 << 20  # domain of its random numbers, beyond those of events
@@ -54,6 +54,16 @@ class View(Protocol):
 
     def show(self, status: str) -> bool:
         """Show the state now; False once the person has closed the window."""
+
+
+class Clock(Protocol):
+    """Time that passes: ``time.monotonic`` and ``time.sleep``, or a test's own."""
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
 
 
 class SystemClock:
@@ -246,7 +256,7 @@ class PlaySession:
         self._clock.sleep(max(0.0, self._due - self._clock.now()))
 
     def _status(self) -> str:
-        who = "you" if self._human else "policy"
+        who = "you act" if self._human else "the policy acts" if self._operator is not None else "watching"
         state = "paused" if self._paused else f"{self._speed:g} x real time"
         held = "" if self._tape is None else f", {self._kept} recorded"
-        return f"{who} acts, step {self._length}, {state}{held}"
+        return f"{who}, step {self._length}, {state}{held}"

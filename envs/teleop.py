@@ -19,7 +19,6 @@ __all__ = [
     "EVENTS",
     "KEYS",
     "ArmOperator",
-    "Clock",
     "Event",
     "EventSource",
     "GamepadSource",
@@ -41,7 +40,7 @@ EVENTS = {
     "slower": "let the time go half as fast",
     "quit": "end",
 }
-_NUDGE = 0.25  # for how long a key moves the hand [s]; windows repeat a held key more often than that
+_NUDGE = 3  # control steps for which a key moves the hand
 _DEAD = 0.12  # of a stick, around its centre
 
 
@@ -64,16 +63,6 @@ class EventSource(Protocol):
 
     def poll(self) -> list[Event]:
         """What happened since the last call, in its order; never waits."""
-
-
-class Clock(Protocol):
-    """Time that passes: ``time.monotonic`` and ``time.sleep``, or a test's own."""
-
-    def now(self) -> float:
-        """Seconds since some moment."""
-
-    def sleep(self, seconds: float) -> None:
-        """Wait."""
 
 
 class JoinedSource:
@@ -119,28 +108,27 @@ KEYS = {name: text for name, text, *_ in _MOVES.values()} | {name: EVENTS[kind] 
 
 
 class KeyboardSource:
-    """Events from keys. A window tells of presses only, so each moves the hand for a moment; hold it to go on."""
+    """Events from keys. MuJoCo's window tells neither of releases nor of repeats, so each press is a small push."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._pressed: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._until: dict[int, float] = {}
-        self._last = (0.0,) * 6
+        self._left: dict[int, int] = {}  # steps for which each key still moves the hand
+        self._last: tuple[float, ...] = (0.0,) * 6
 
     def press(self, key: int) -> None:
-        """A key went down or repeats; GLFW's code. May be called from another thread."""
+        """A key went down; GLFW's code. May be called from another thread."""
         self._pressed.put(key)
 
     def poll(self) -> list[Event]:
-        events, now = [], self._clock.now()
+        events = []
+        self._left = {key: n - 1 for key, n in self._left.items() if n > 1}
         while not self._pressed.empty():
             key = self._pressed.get()
             if key in _MOVES:
-                self._until[key] = now + _NUDGE
+                self._left[key] = _NUDGE
             elif key in _KINDS:
                 events.append(Event(_KINDS[key][1]))
-        self._until = {key: end for key, end in self._until.items() if end > now}
-        moves = [tuple(_MOVES[key][3] * v for v in _MOVES[key][2]) for key in self._until]
+        moves = [tuple(_MOVES[key][3] * v for v in _MOVES[key][2]) for key in self._left]
         value = tuple(float(max(-1, min(1, sum(m[i] for m in moves)))) for i in range(6))
         if value != self._last:
             self._last = value
@@ -163,7 +151,7 @@ class GamepadSource:
     def __init__(self, joystick: Any, pump: Any) -> None:
         self._joystick, self._pump = joystick, pump
         self._down: set[int] = set()
-        self._last = (0.0,) * 6
+        self._last: tuple[float, ...] = (0.0,) * 6
 
     def poll(self) -> list[Event]:
         self._pump()

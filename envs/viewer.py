@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -37,6 +38,7 @@ class Window:
         import mujoco.viewer as viewer
 
         self._env = env
+        others = set(threading.enumerate())
         model, data = env.sim.mj_state(0)
         try:
             self._handle: Any = viewer.launch_passive(
@@ -44,6 +46,7 @@ class Window:
             )
         except Exception as error:  # of glfw or of MuJoCo, depending on what is missing
             raise UserError(f"no window can be opened on the screen {os.environ.get('DISPLAY')}: {error}") from error
+        self._threads = set(threading.enumerate()) - others
         self._place_camera(model, data)
 
     def show(self, status: str) -> bool:
@@ -75,3 +78,5 @@ class Window:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._handle.close()
+        for thread in self._threads:  # it draws with libraries that the interpreter's end would take from under it
+            thread.join(timeout=5.0)

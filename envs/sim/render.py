@@ -20,6 +20,7 @@ from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.sim.cameras import CameraConfig, camera_ids, camera_specs, film_camera
 from visuomotor.envs.sim.painter import Painter, PainterPool, Scene
 from visuomotor.envs.sim.simulator import Simulator
+from visuomotor.envs.sim.warp import WarpSimulator
 
 __all__ = ["CameraRenderer", "FilmRenderer", "GLCameras", "make_cameras"]
 
@@ -57,7 +58,13 @@ def make_cameras(sim: Simulator, config: CameraConfig) -> CameraRenderer | None:
     Raises:
         ConfigError: a camera that the scene does not have.
     """
-    return GLCameras(sim, config) if config.names else None
+    if not config.names:
+        return None
+    if isinstance(sim, WarpSimulator):
+        from visuomotor.envs.sim.render_warp import WarpCameras  # which is a subclass of what is defined here
+
+        return WarpCameras(sim, config)
+    return GLCameras(sim, config)
 
 
 class GLCameras(CameraRenderer):

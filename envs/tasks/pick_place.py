@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import mujoco
 import torch
@@ -133,20 +134,20 @@ class PlaceTask(TabletopTask):
             return self.holds(self._cube)
 
         half, up = self.half, 4 * self.half
+        way: dict[str, Any] = {"symmetry": 4, "speed": 0.35, "angle_tolerance": 0.25, "timeout": 50}
+        carry: dict[str, Any] = {"grip": 0.0, "check": held, "watch": True}
         phases = [
-            Phase(target=grasp, grip=1, above=3 * half, symmetry=4, speed=0.35, tolerance=0.015, free=half),
-            Phase(target=grasp, grip=1, symmetry=4, tolerance=0.005, timeout=30),
+            Phase(target=grasp, grip=1, above=3 * half, tolerance=0.015, free=half, **way),
+            Phase(target=grasp, grip=1, symmetry=4, tolerance=0.005, timeout=25),
             Phase(target=here, grip=0, follow=False, hold=8, timeout=12, check=held),
-            Phase(target=here, grip=0, follow=False, above=up, tolerance=0.02, check=held, watch=True),
+            Phase(target=here, follow=False, above=up, tolerance=0.02, angle_tolerance=0.4, timeout=25, **carry),
+            Phase(target=goal, above=1.5 * half, free=0.5 * half, **way, **carry),
             Phase(
-                target=goal, grip=0, above=1.5 * half, symmetry=4, speed=0.35, free=0.5 * half, check=held, watch=True
-            ),
-            Phase(
-                target=goal, grip=0, above=0.002, symmetry=4, speed=0.15, tolerance=0.004, angle_tolerance=0.05,
-                hold=2, timeout=40, check=held, watch=True,
+                target=goal, above=0.002, symmetry=4, speed=0.15, tolerance=0.004, angle_tolerance=0.06, hold=2,
+                timeout=25, **carry,
             ),
             Phase(target=here, grip=1, follow=False, hold=6, timeout=10),
-            Phase(target=here, grip=1, follow=False, above=up, speed=0.3, check=self._placed),
+            Phase(target=here, grip=1, follow=False, above=up, speed=0.3, timeout=25, check=self._placed),
         ]  # fmt: skip
         return WaypointExpert(self.arms[0], phases, 1.0 / self.fps, diversity)
 

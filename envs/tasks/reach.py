@@ -49,7 +49,7 @@ class ReachConfig(TabletopConfig):
 class Reach(TabletopTask):
     """Bring the hand within 2 cm of a goal pose (and, with ``angle``, turned as it is; half a turn is the same).
 
-    Goals lie in a sector before the arm, 0.55 to 1.1 of its reach away, 0.1 to 0.8 of it high, and at least 0.2 of it
+    Goals lie in a sector before the arm, 0.7 to 1.1 of its reach away, 0.1 to 0.8 of it high, and at least 0.2 of it
     from where the hand starts. Five joints can take all of them up: a goal is inclined only in the vertical plane
     through the base. Without ``angle`` goals point straight down.
 
@@ -87,7 +87,7 @@ class Reach(TabletopTask):
 
     def reset(self, worlds: Selection, draws: Draws) -> None:
         r = self.reach
-        azimuth, radius = draws.uniform((), -0.6, 0.6), draws.uniform((), 0.55 * r, 1.1 * r)
+        azimuth, radius = draws.uniform((), -0.6, 0.6), draws.uniform((), 0.7 * r, 1.1 * r)
         height = draws.uniform((), 0.1 * r, 0.8 * r)
         pos = torch.stack([radius * torch.cos(azimuth), radius * torch.sin(azimuth), height], 1)
         way = pos - self._home

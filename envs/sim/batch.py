@@ -12,7 +12,7 @@ import torch
 from mujoco import batch
 from torch import Tensor
 
-from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.data.errors import ConfigError, UserError, nearest
 from visuomotor.envs.sim.alerts import Alerts
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.simulator import SETTABLE, Simulator
@@ -68,8 +68,7 @@ class BatchSimulator(Simulator):
 
     def step(self, n: int = 1, active: Tensor | None = None) -> None:
         ids = None if active is None else active.numpy()
-        with self._alerts:
-            self._batch.step(ids, nstep=n, stage=_POSITION_AND_VELOCITY)
+        self._do(self._batch.step, ids, nstep=n, stage=_POSITION_AND_VELOCITY)
 
     def reset(self, worlds: Selection) -> None:
         self._call(worlds, self._batch.reset, keyframe=0 if self.model.nkey else -1, stage=_NO_STAGE)
@@ -105,10 +104,15 @@ class BatchSimulator(Simulator):
         return self._scratch
 
     def _call(self, worlds: Selection, function: Callable[..., None], **settings: Any) -> None:
-        if worlds.is_empty:
-            return
+        if not worlds.is_empty:
+            self._do(function, (worlds.mask if worlds.ids is None else worlds.ids).numpy(), **settings)
+
+    def _do(self, function: Callable[..., None], *arguments: Any, **settings: Any) -> None:
         with self._alerts:
-            function(worlds.mask.numpy() if worlds.ids is None else worlds.ids.numpy(), **settings)
+            try:
+                function(*arguments, **settings)
+            except batch.SimulationError as error:
+                raise UserError(f"the physics of the scene cannot go on. {error}") from None
 
 
 def _unlocked(array: np.ndarray) -> np.ndarray:

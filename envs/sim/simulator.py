@@ -89,7 +89,8 @@ class Simulator(ABC):
 
         The first call gives the field a value a world, and the derived fields too where :meth:`set_const` will write
         them. Scale from :meth:`nominal`, never from what is there. Call :meth:`set_const` after writing what it reads
-        (masses, inertias, positions of bodies, armature …).
+        (masses, inertias, positions of bodies, armature …), then :meth:`forward`: without it ``warp`` computes the next
+        physics step from forces that it has already worked out.
 
         Raises:
             ConfigError: the engine cannot vary this field by world.

@@ -46,9 +46,9 @@ class WarpSimulator(Simulator):
     """``num_envs`` worlds of ``model`` on one GPU, or on the CPU.
 
     A step ends with positions and velocities of the new state computed, and the next one begins from them: positions
-    that were written take effect in full only after :meth:`forward`. All worlds are computed in every call; what is
-    selected decides whose state changes. Constants that MuJoCo Warp does not derive (actuator lengths, flexible edges,
-    springs from ``qpos_spring``) keep their compiled values in :meth:`set_const`.
+    and model fields that were written take effect in full only after :meth:`forward`. All worlds are computed in every
+    call; what is selected decides whose state changes. Constants that MuJoCo Warp does not derive (actuator lengths,
+    flexible edges, springs from ``qpos_spring``) keep their compiled values in :meth:`set_const`.
 
     Args:
         device: ``auto`` (the GPU if there is one), ``cuda``, ``cuda:1`` … or ``cpu``.
@@ -75,7 +75,7 @@ class WarpSimulator(Simulator):
         self.model, self.num_envs, self.dtype = warp_model(model), num_envs, torch.float32
         guess = guess_sizes(self.model)
         contacts, constraints = contacts or guess[0], constraints or guess[1]
-        with self._scope():
+        with self.scope():
             try:
                 self.warp_model = self._mjw.put_model(self.model)
             except (NotImplementedError, ValueError) as error:
@@ -102,12 +102,9 @@ class WarpSimulator(Simulator):
     def field(self, name: str) -> Tensor:
         if name not in self._fields:
             array, template = getattr(self.warp_data, name, None), getattr(self._scratch[1], name, None)
-            shape = (self.num_envs, *np.shape(template))
-            if (
-                not isinstance(array, self._wp.array)
-                or template is None
-                or self._torch(array).numel() != np.prod(shape)
-            ):
+            shape = (self.num_envs, *(() if template is None else np.shape(template)))
+            known_here = isinstance(array, self._wp.array) and template is not None
+            if not known_here or self._torch(array).numel() != np.prod(shape):
                 known = [f.name for f in fields(self.warp_data) if hasattr(self._scratch[1], f.name)]
                 raise ConfigError(f"MuJoCo Warp has no data field {name!r} by world. {nearest(name, known)}")
             self._fields[name] = self._torch(array).view(shape)
@@ -126,6 +123,8 @@ class WarpSimulator(Simulator):
     def step(self, n: int = 1, active: Tensor | None = None) -> None:
         kept = [*self._state, self._sensors]
         before = None if active is None else [x.clone() for x in kept]
+        if self._after_step is not None:
+            self._sensors[:, self._after_step] = 0.0  # forces of contacts are added up there
         self._run(f"step {n}", partial(self._advance, n))
         if active is not None and before is not None:
             for now, old in zip(kept, before, strict=True):
@@ -211,19 +210,22 @@ class WarpSimulator(Simulator):
     def _run(self, name: str, work: Callable[[], None]) -> None:
         """Do some work: at once the first time, which compiles its kernels, recorded from the second time on."""
         if not self._record or name not in self._graphs:
-            with self._scope():
+            with self.scope():
                 work()
             self._graphs[name] = None
             return
         if self._graphs[name] is None:
-            # on Warp's own stream: torch's default one cannot be recorded
-            with self._wp.ScopedDevice(str(self.device)), self._wp.ScopedCapture() as capture:
+            # on Warp's own stream: torch's default one cannot be recorded. All kernels are loaded by the first run.
+            with (
+                self._wp.ScopedDevice(str(self.device)),
+                self._wp.ScopedCapture(force_module_load=False) as capture,
+            ):
                 work()
             self._graphs[name] = capture.graph
-        with self._scope():
+        with self.scope():
             self._wp.capture_launch(self._graphs[name])
 
-    def _scope(self) -> AbstractContextManager[Any]:
+    def scope(self) -> AbstractContextManager[Any]:
         """Warp works on torch's device, in torch's current stream: what one writes the other reads in order."""
         if self.device.type == "cpu":
             scope: AbstractContextManager[Any] = self._wp.ScopedDevice("cpu")

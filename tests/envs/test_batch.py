@@ -1,0 +1,67 @@
+"""What only the CPU engine promises: bit-exactness, writes that need no forward, MuJoCo's errors in one sentence."""
+
+from __future__ import annotations
+
+import logging
+
+import mujoco
+import pytest
+import torch
+
+from tests.envs.engine_models import model
+from visuomotor.data.errors import ConfigError, UserError
+from visuomotor.envs.sim.alerts import Alerts
+from visuomotor.envs.sim.batch import BatchSimulator
+from visuomotor.envs.sim.selection import Selection
+
+
+def test_worlds_are_the_same_bit_for_bit_on_any_number_of_threads() -> None:
+    one, two = BatchSimulator(model(), 5, threads=1), BatchSimulator(model(), 5, threads=2)
+    for sim in (one, two):
+        sim.field("qpos")[:, 0] = torch.arange(5) * 0.01
+        sim.forward(Selection.all(5, sim.device))
+        sim.step(120)
+    assert torch.equal(one.state(), two.state())
+
+
+def test_positions_written_without_forward_are_seen_by_the_next_step() -> None:
+    sim, data = BatchSimulator(model(), 2, threads=1), mujoco.MjData(model())
+    mujoco.mj_resetDataKeyframe(sim.model, data, 0)
+    sim.step(5)
+    for _ in range(5):
+        mujoco.mj_step(sim.model, data)
+    sim.field("qpos")[:, 7] = data.qpos[7] = 0.9
+    sim.field("mocap_pos")[:, 0, 2] = data.mocap_pos[0, 2] = 2.0
+    sim.step(1)
+    mujoco.mj_step(sim.model, data)
+    assert sim.field("qpos")[1].tolist() == data.qpos.tolist()
+
+
+def test_outputs_bound_late_are_filled_at_once() -> None:
+    sim = BatchSimulator(model(), 2, threads=1)
+    sim.step(10)
+    assert sim.field("site_xpos")[0, 0, 2].item() == pytest.approx(sim.field("qpos")[0, 2].item())
+
+
+def test_what_mujoco_cannot_do_is_one_sentence() -> None:
+    sim = BatchSimulator(model('<size memory="7K"/>'), 2, threads=1)
+    with pytest.raises(UserError, match=r"the physics of the scene cannot go on.*out of memory"):
+        sim.step(100)
+    with pytest.raises(ConfigError, match="threads=-1"):
+        BatchSimulator(model(), 2, threads=-1)
+
+
+def test_warnings_are_counted_and_the_rest_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    before = mujoco.get_mju_user_warning()
+    alerts = Alerts()
+    contacts = mujoco.mju_warningText(mujoco.mjtWarning.mjWARN_CONTACTFULL.value, 8)
+    constraints = mujoco.mju_warningText(mujoco.mjtWarning.mjWARN_CNSTRFULL.value, 8)
+    unstable = mujoco.mju_warningText(mujoco.mjtWarning.mjWARN_BADQACC.value, 3)
+    with alerts, caplog.at_level(logging.WARNING):
+        handler = mujoco.get_mju_user_warning()
+        for text in (contacts, contacts, constraints, unstable, "Inertia matrix is too close to singular"):
+            handler(text)
+    assert alerts.counts() == {"contacts": 2, "constraints": 1}
+    assert alerts.counts() == {"contacts": 0, "constraints": 0}
+    assert [r.getMessage() for r in caplog.records] == ["MuJoCo: Inertia matrix is too close to singular"]
+    assert mujoco.get_mju_user_warning() is before

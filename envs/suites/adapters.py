@@ -54,7 +54,7 @@ class _Cameras:
         self._renderers = {}
 
 
-class WithPictures(gym.Wrapper):  # type: ignore[type-arg]
+class WithPictures(gym.Wrapper):
     """A MuJoCo environment whose observation also holds the pictures of some cameras, under the cameras' names.
 
     Args:
@@ -119,7 +119,7 @@ class MetaWorld:
     def make(self, id: str, images: list[str], image_size: int, settings: dict[str, Any]) -> Any:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-        class Seeded(gym.Wrapper):  # type: ignore[type-arg]
+        class Seeded(gym.Wrapper):
             def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
                 if seed is not None:
                     self.env.unwrapped.seed(seed)  # type: ignore[attr-defined]
@@ -156,7 +156,7 @@ class PushT:
         if images not in ([], ["top"]):
             raise ValueError(f"images {images}; Push-T has one camera: top")
 
-        class Scored(gym.Wrapper):  # type: ignore[type-arg]
+        class Scored(gym.Wrapper):
             def reset(self, **kwargs: Any) -> Any:
                 obs, info = self.env.reset(**kwargs)
                 return self._named(obs), {**info, "score": info.get("coverage", 0.0) / 0.95}
@@ -194,10 +194,10 @@ class Aloha:
         task = self._TASKS[_known(id, self._TASKS)]
         from gym_aloha.env import AlohaEnv
 
-        class Scored(gym.Wrapper):  # type: ignore[type-arg]
+        class Scored(gym.Wrapper):
             def step(self, action: Any) -> Any:
                 obs, reward, terminated, truncated, info = self.env.step(action)
-                return obs, reward, terminated, truncated, {**info, "score": reward / 4.0}
+                return obs, reward, terminated, truncated, {**info, "score": float(reward) / 4.0}
 
             def reset(self, **kwargs: Any) -> Any:
                 obs, info = self.env.reset(**kwargs)
@@ -237,7 +237,7 @@ class Robotics:
     def make(self, id: str, images: list[str], image_size: int, settings: dict[str, Any]) -> Any:
         _known(id, self.ids())
 
-        class Completed(gym.Wrapper):  # type: ignore[type-arg]
+        class Completed(gym.Wrapper):
             def reset(self, **kwargs: Any) -> Any:
                 obs, info = self.env.reset(**kwargs)
                 return obs, self._scored(info)
@@ -248,7 +248,7 @@ class Robotics:
 
             def _scored(self, info: dict[str, Any]) -> dict[str, Any]:
                 done = len(info["episode_task_completions"])
-                share = done / max(1, len(env.unwrapped.goal))  # type: ignore[attr-defined]
+                share = done / max(1, len(env.unwrapped.goal))
                 return {**info, "score": share, "success": share >= 1.0}
 
         env: Any = gym.make(id, render_mode="rgb_array", disable_env_checker=True, **settings)
@@ -280,7 +280,7 @@ class Robosuite:
         sim = robosuite.make(id, **{**robots, "hard_reset": False, "reward_shaping": True, **settings, **fixed})
         names = {k: k.replace("_proprio-state", "_proprio").replace("object-state", "object") for k in _vectors(sim)}
 
-        class Plain(gym.Env):  # type: ignore[type-arg]
+        class Plain(gym.Env):
             metadata = {"render_modes": ["rgb_array"], "render_fps": sim.control_freq}  # noqa: RUF012
             observation_space = gym.spaces.Dict(
                 {names[k]: gym.spaces.Box(-np.inf, np.inf, v.shape) for k, v in _vectors(sim).items()}

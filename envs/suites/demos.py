@@ -7,6 +7,7 @@ and columns are those of :mod:`visuomotor.envs.generate`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -74,7 +75,7 @@ def write_demos(config: SuiteDemos, on_progress: Callable[[Tally], None] | None 
     with closing(SuiteEnv(config.env, config.num_envs)) as env:
         if not env.has_expert:
             raise ConfigError(f"{config.env.id} has no scripted expert; of the suites, metaworld has them")
-        text = config.text or config.env.id.partition(":")[2].rpartition("-v")[0].replace("-", " ")
+        text = config.text or re.sub(r"-v\d+$", "", config.env.id.partition(":")[2]).replace("-", " ")
         with _open(path, env, config, text) as store:
             seeds = store.episode_columns["seed"]
             begin = first_seed(config.seed)

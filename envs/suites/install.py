@@ -28,8 +28,6 @@ def suite_folder(suite: Suite) -> Path:
 
 def is_installed(suite: Suite) -> bool:
     """Whether the environment of the suite is there, whole, and of the versions that the table asks for."""
-    if suite.interpreter is not None:
-        return suite.interpreter.exists()
     try:
         done = json.loads((suite_folder(suite) / _DONE).read_text())
     except (OSError, ValueError):
@@ -48,7 +46,7 @@ def suite_python(suite: Suite) -> Path:
             f"the suite {suite.name!r} is not installed in {suite_folder(suite)}. "
             f"Install it with: visuomotor envs install {suite.name}"
         )
-    return suite.interpreter or _python(suite)
+    return _python(suite)
 
 
 def install_commands(suite: Suite) -> list[list[str]]:
@@ -66,10 +64,8 @@ def install(suite: Suite, show: Callable[[str], None]) -> None:
 
     Raises:
         UserError: a command failed.
-        ConfigError: no Python that fits, or a suite that has no environment of its own.
+        ConfigError: no Python that fits.
     """
-    if suite.interpreter is not None:
-        raise ConfigError(f"the suite {suite.name!r} runs with {suite.interpreter}; there is nothing to install")
     folder = suite_folder(suite)
     (folder / _DONE).unlink(missing_ok=True)
     folder.parent.mkdir(parents=True, exist_ok=True)

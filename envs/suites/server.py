@@ -117,7 +117,7 @@ class Worker:
         kinds = {"images": images, "image_size": image_size, "settings": settings}
         self._envs = [self._adapter.make(id, **kinds) for _ in range(count)]
         build = getattr(self._adapter, "expert", None)
-        self._experts = [build(env, id) if build else None for env in self._envs]
+        self._experts: list[Any] = [build(env, id) if build else None for env in self._envs]
         self._limit, self._elapsed = limit, [0] * count
         self._seen: list[dict[str, Any]] = [{}] * count
         self._id = id
@@ -127,7 +127,9 @@ class Worker:
         env = self._envs[0]
         space, action = env.observation_space, env.action_space
         boxes = space.spaces if isinstance(space, gym.spaces.Dict) else {"state": space}
-        flat = {k: s if isinstance(s, gym.spaces.Box) else gym.spaces.flatten_space(s) for k, s in boxes.items()}
+        flat: dict[str, Any] = {
+            k: s if isinstance(s, gym.spaces.Box) else gym.spaces.flatten_space(s) for k, s in boxes.items()
+        }
         env.action_space.seed(0)
         _, at_reset = env.reset(seed=0)
         info = {**at_reset, **env.step(env.action_space.sample())[4]}

@@ -6,14 +6,12 @@ robosuite asks for ``mujoco>=3.3.0`` but fails from 3.12 on, where ``mjtJoint.X 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from visuomotor.data.errors import ConfigError, nearest
 
-__all__ = ["Suite", "added_suite", "get_suite", "split_id", "suite_names"]
+__all__ = ["Suite", "get_suite", "split_id", "suite_names"]
 
 _ADAPTERS = Path(__file__).with_name("adapters.py")
 
@@ -35,7 +33,6 @@ class Suite:
         cameras: names for ``images``.
         example: an id.
         system: packages of Debian or Ubuntu that it needs to render.
-        interpreter: Python to run it with; None: the one of its own environment.
     """
 
     name: str
@@ -50,7 +47,6 @@ class Suite:
     cameras: str
     example: str
     system: tuple[str, ...] = ("libegl1", "libgl1-mesa-dri")
-    interpreter: Path | None = None
 
 
 _SUITES = {
@@ -142,19 +138,3 @@ def split_id(id: str) -> tuple[Suite, str]:
     if not colon or not rest:
         raise ConfigError(f"id {id!r}; expected <suite>:<environment>, such as metaworld:reach-v3")
     return get_suite(name), rest
-
-
-@contextmanager
-def added_suite(suite: Suite) -> Iterator[None]:
-    """Another suite for as long as the context lasts: one of your own, run by ``suite.interpreter``.
-
-    Raises:
-        ConfigError: the name is taken.
-    """
-    if suite.name in _SUITES:
-        raise ConfigError(f"a suite {suite.name!r} exists already; known: {', '.join(suite_names())}")
-    _SUITES[suite.name] = suite
-    try:
-        yield
-    finally:
-        del _SUITES[suite.name]

@@ -73,6 +73,10 @@ class Chain:
             axes = axes * self._hinge
         return site[3].T, site[:3].permute(2, 1, 0), torch.cat([linear, axes], 1).permute(2, 1, 0)
 
+    def origins(self, q: Tensor) -> Tensor:
+        """Where the joints are ``[N, n, 3]`` [m]."""
+        return torch.stack(self._frames(q)[:-1])[:, 3].permute(2, 0, 1)
+
     def solve(
         self, q: Tensor, pos: Tensor, rot: Tensor, *, low: Tensor, high: Tensor, rest: Tensor, rotation_weight: float,
         iterations: int = 2, damping: float = 0.03, rest_gain: float = 0.05, max_step: float = 0.3,

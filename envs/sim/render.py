@@ -10,6 +10,7 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 
 import mujoco
 import numpy as np
@@ -111,7 +112,7 @@ class GLCameras(CameraRenderer):
         for name, camera in self._ids.items():
             scene = self._pool.scene()
             scene.update(model, data, camera)
-            self._pool.submit(scene, lambda painter, scene, name=name, out=out: _paint(painter, scene, name, out))
+            self._pool.submit(scene, partial(_paint, name=name, out=out))
 
 
 class FilmRenderer:

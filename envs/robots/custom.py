@@ -119,6 +119,7 @@ def _load(path: Path, stamps: tuple[int, ...]) -> RobotModel:
         gripper=gripper,
         reach=config.reach or posing.reach or 0.5 * _length(m, structure),
         rotation_weight=weight if config.rotation_weight is None else config.rotation_weight,
+        solver_iterations=100,
     )
 
 

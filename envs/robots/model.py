@@ -47,6 +47,8 @@ class RobotModel:
         reach: how far from its base the arm works comfortably [m].
         rotation_weight: weight of a rotation error [1/rad] against a position error [1/m] in inverse kinematics; small
             for arms with fewer than six joints, which cannot satisfy both.
+        solver_iterations: limit of the contact solver's iterations that its grasps need: more where a finger touches
+            with many geoms, or dozens of redundant contacts end unsolved and push the object out of the hand.
     """
 
     name: str
@@ -58,3 +60,4 @@ class RobotModel:
     gripper: GripperModel | None
     reach: float
     rotation_weight: float = 0.3
+    solver_iterations: int = 20

@@ -131,6 +131,8 @@ class TabletopTask(Task):
 
     def scene(self) -> mujoco.MjSpec:
         spec = mujoco.MjSpec.from_string(_XML)
+        spec.option.iterations = self.robot.solver_iterations
+        spec.option.ls_iterations = max(20, self.robot.solver_iterations // 2)
         for mount in self.mounts:
             half = mount.yaw / 2
             name, quat = _scene_prefix(mount) + "mount", [np.cos(half), 0, 0, np.sin(half)]

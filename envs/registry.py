@@ -23,6 +23,7 @@ from visuomotor.envs.tasks.hopper import Hopper, HopperConfig
 from visuomotor.envs.tasks.lift import Lift, LiftConfig
 from visuomotor.envs.tasks.peg import Peg, PegConfig
 from visuomotor.envs.tasks.pick_place import PickPlace, PickPlaceConfig
+from visuomotor.envs.tasks.push_t import PushTArm, PushTArmConfig
 from visuomotor.envs.tasks.pusht import PushT, PushTConfig
 from visuomotor.envs.tasks.reach import Reach, ReachConfig
 from visuomotor.envs.tasks.reacher import Reacher, ReacherConfig
@@ -50,6 +51,7 @@ _TASKS: dict[str, TaskEntry] = {
     "lift": TaskEntry(LiftConfig, sim_factory(Lift)),
     "peg": TaskEntry(PegConfig, sim_factory(Peg)),
     "pick_place": TaskEntry(PickPlaceConfig, sim_factory(PickPlace)),
+    "push_t_arm": TaskEntry(PushTArmConfig, sim_factory(PushTArm)),
     "pusht": TaskEntry(PushTConfig, PushT),
     "reach": TaskEntry(ReachConfig, sim_factory(Reach)),
     "reacher": TaskEntry(ReacherConfig, sim_factory(Reacher)),

@@ -14,8 +14,9 @@ from visuomotor.data.rotations import quat_to_matrix
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.simulator import Simulator
 from visuomotor.envs.sim.world import find
+from visuomotor.envs.tasks.tabletop import yaw_quat
 
-__all__ = ["Fixture", "add_camera", "wrap", "yaw_matrix", "yaw_of", "yaw_quat"]
+__all__ = ["Fixture", "add_camera", "wrap", "yaw_matrix", "yaw_of"]
 
 
 class Fixture:
@@ -52,12 +53,6 @@ class Fixture:
         """Float32 ``[N, 3, 3]``: its axes are the columns, world frame."""
         matrix: Tensor = quat_to_matrix(self._quat.float())
         return matrix
-
-
-def yaw_quat(yaw: Tensor) -> Tensor:
-    """Quaternions ``[..., 4]`` (wxyz) of rotations about z by ``yaw [...]`` [rad]."""
-    half, zero = yaw / 2, torch.zeros_like(yaw)
-    return torch.stack([torch.cos(half), zero, zero, torch.sin(half)], -1)
 
 
 def yaw_matrix(yaw: Tensor) -> Tensor:

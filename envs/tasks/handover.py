@@ -16,8 +16,8 @@ from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.task import Expert, Outcome
 from visuomotor.envs.sim.world import FreeBody, World
-from visuomotor.envs.tasks.fixtures import Fixture, add_camera, yaw_of, yaw_quat
-from visuomotor.envs.tasks.tabletop import Mount, TabletopConfig, TabletopTask, object_spec, uniform_xy
+from visuomotor.envs.tasks.fixtures import Fixture, add_camera, yaw_of
+from visuomotor.envs.tasks.tabletop import Mount, TabletopConfig, TabletopTask, object_spec, uniform_xy, yaw_quat
 from visuomotor.envs.tasks.waypoints import Phase, Pose, WaypointExpert, top_down
 
 __all__ = ["Handover", "HandoverConfig"]

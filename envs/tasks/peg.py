@@ -16,8 +16,8 @@ from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.task import Expert, Outcome
 from visuomotor.envs.sim.world import World
-from visuomotor.envs.tasks.fixtures import Fixture, wrap, yaw_matrix, yaw_of, yaw_quat
-from visuomotor.envs.tasks.tabletop import TabletopConfig, TabletopTask, object_spec, uniform_xy
+from visuomotor.envs.tasks.fixtures import Fixture, wrap, yaw_matrix, yaw_of
+from visuomotor.envs.tasks.tabletop import TabletopConfig, TabletopTask, object_spec, uniform_xy, yaw_quat
 from visuomotor.envs.tasks.waypoints import Phase, Pose, WaypointExpert, top_down
 
 __all__ = ["DEPTH", "PEG_HALF", "Peg", "PegConfig"]

@@ -16,6 +16,7 @@ from torch import Tensor
 from visuomotor.data.errors import ConfigError, UserError
 from visuomotor.envs.base import Obs
 from visuomotor.envs.gym_adapter import GymVecEnv
+from visuomotor.envs.sim.gl import RenderingError
 from visuomotor.policies.learn.evaluate import (
     Episode,
     EvalResult,
@@ -144,6 +145,19 @@ def test_videos_show_the_worst_and_the_best(tmp_path: Path) -> None:
         assert len(frames) == length[video.seed] + 1  # the first state and one after each step
     few = evaluate(dashes(2), Runner(2), range(3), video_dir=tmp_path / "few")
     assert [v.kind for v in few.videos] == ["worst", "worst", "best"]  # no episode twice
+
+
+def test_a_machine_that_cannot_draw_evaluates_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def render(index: int) -> np.ndarray:
+        raise RenderingError("there is no OpenGL")
+
+    env = dashes(3)
+    monkeypatch.setattr(env, "render", render)
+    result = evaluate(env, Runner(3), range(4), video_dir=tmp_path)
+    assert len(result.episodes) == 4
+    assert result.videos == ()
+    assert result.warnings == ("no films: there is no OpenGL",)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_repetition_that_differs_is_reported(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class GenerateConfig:
         diversity: 0..1: how much the ways of the expert vary, and how strongly it is disturbed.
         noise: disturbances at diversity 1: standard deviation as a share of the largest motion in one step. They are
             added to what is executed, not to what is recorded (DART).
+        slips: probability at diversity 1 that for eight steps a gripper does the opposite of what it is told.
         hold: steps that are recorded after the goal is reached.
         seed: other seeds give other demonstrations.
         workers: processes; -1 takes one a core, 0 none but this one. The result is the same.
@@ -49,7 +50,8 @@ class GenerateConfig:
     cameras: list[str] | None = None
     source: str | None = None
     diversity: float = 0.5
-    noise: float = 0.1
+    noise: float = 0.3
+    slips: float = 0.1
     hold: int = 10
     seed: int = 0
     workers: int = -1
@@ -59,8 +61,9 @@ class GenerateConfig:
         for name, low in (("episodes", 1), ("hold", 0), ("seed", 0), ("workers", -1)):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected at least {low}")
-        if not 0 <= self.diversity <= 1 or not 0 <= self.noise <= 1:
-            raise ConfigError(f"diversity={self.diversity}, noise={self.noise}: expected numbers from 0 to 1")
+        for name in ("diversity", "noise", "slips"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected a number from 0 to 1")
 
 
 def main(words: Sequence[str]) -> int:
@@ -75,7 +78,8 @@ def main(words: Sequence[str]) -> int:
     out = Path(config.out or f"{config.task}.zarr").expanduser()
     source = None if config.source is None else Path(config.source).expanduser()
     plan = DemoPlan(
-        env=trained.env, diversity=config.diversity, noise=config.noise, hold=config.hold, source=source
+        env=trained.env, diversity=config.diversity, noise=config.noise, slips=config.slips, hold=config.hold,
+        source=source,
     )  # fmt: skip
     console = Console()
     start = time.monotonic()

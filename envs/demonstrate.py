@@ -31,6 +31,7 @@ from visuomotor.envs.registry import make_env
 from visuomotor.envs.retarget import RetargetExpert, load_demonstrations
 from visuomotor.envs.sim.cameras import CameraConfig
 from visuomotor.envs.sim.env import SimVecEnv
+from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.render import make_cameras
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.task import Expert, SimConfig
@@ -38,8 +39,9 @@ from visuomotor.envs.sim.task import Expert, SimConfig
 __all__ = ["Attempt", "DemoPlan", "Demonstrator", "block_size", "serve"]
 
 _BLOCK, _GPU_BLOCK = 16, 256
-_EXPERT, _NOISE = 1 << 20, (1 << 20) + 1  # domains of random numbers, beyond those of events
-_SAME_NOISE = 4  # control steps for which a disturbance stays the same: the hand is off its way before it is corrected
+_EXPERT, _NOISE, _SLIP = 1 << 20, (1 << 20) + 1, (1 << 20) + 2  # domains of random numbers, beyond those of events
+_PUSHED = 0.25  # share of the time in which there is noise; else every recorded action would correct what came before
+_SAME_NOISE, _SAME_SLIP = 4, 8  # control steps for which a disturbance lasts: long enough to be off the way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,9 @@ class DemoPlan:
     Attributes:
         env: settings of the task's environment.
         diversity: 0..1: how much the expert's ways vary, and the size of disturbances.
-        noise: standard deviation of the disturbances at diversity 1, as a share of the largest motion in one step.
+        noise: standard deviation of the disturbances at diversity 1, as a share of the largest motion in one step; they
+            last four control steps and come in a quarter of the time.
+        slips: probability at diversity 1 that for eight control steps a gripper does the opposite of what it is told.
         hold: steps that are recorded after the goal is reached; it must still hold then.
         source: store of demonstrations to re-target; None: the task's scripted expert.
 
@@ -59,7 +63,8 @@ class DemoPlan:
 
     env: Any
     diversity: float = 0.5
-    noise: float = 0.1
+    noise: float = 0.3
+    slips: float = 0.1
     hold: int = 10
     source: Path | None = None
 
@@ -80,8 +85,8 @@ class Demonstrator:
     """Worlds with an expert.
 
     Disturbances are added to what is executed, and the expert's own action is recorded (DART, Laskey et al. 2017,
-    "DART: Noise Injection for Robust Imitation Learning"): the demonstrations then show how to get back on the way.
-    The gripper is not disturbed.
+    "DART: Noise Injection for Robust Imitation Learning"): the demonstrations then show how to get back on the way,
+    and with slips of the gripper what to do after a grasp that failed.
 
     Cameras are drawn when an episode has succeeded, from the states it went through.
 
@@ -105,7 +110,10 @@ class Demonstrator:
         self._cameras = make_cameras(env.sim, plan.env.cameras)
         self._expert = self._make_expert()
         self._noise = plan.noise * plan.diversity * _largest_motion(env)
-        self._disturbs = bool((self._noise > 0).any())
+        names = env.action_spec.names or ("",) * env.action_spec.size
+        self._grippers = torch.tensor([name.endswith("gripper") for name in names], device=env.device)
+        self._slips = plan.slips * plan.diversity
+        self._disturbs = plan.diversity > 0 and (plan.noise > 0 or plan.slips > 0)
         self._everyone = Selection.all(size, env.device)
 
     @property
@@ -162,11 +170,16 @@ class Demonstrator:
     def _disturbed(self, action: Tensor, step: int) -> Tensor:
         if not self._disturbs:
             return action
-        counter = torch.full((self.env.num_envs,), step // _SAME_NOISE, dtype=torch.int64, device=action.device)
-        draws = self.env.world.random.draws(self._everyone, _NOISE, counter)
-        return torch.clamp(
-            action + self._noise * draws.normal((action.shape[1],)), self.env.action_low, self.env.action_high
-        )
+        low, high = self.env.action_low, self.env.action_high
+        slips = self._draws(_SLIP, step // _SAME_SLIP).uniform((1,)) < self._slips
+        action = torch.where(slips & self._grippers, low + high - action, action)
+        draws = self._draws(_NOISE, step // _SAME_NOISE)
+        pushed = draws.uniform((1,)) < _PUSHED
+        return torch.clamp(action + pushed * self._noise * draws.normal((action.shape[1],)), low, high)
+
+    def _draws(self, domain: int, counter: int) -> Draws:
+        count = torch.full((self.env.num_envs,), counter, dtype=torch.int64, device=self.env.device)
+        return self.env.world.random.draws(self._everyone, domain, count)
 
     def _episode(self, rows: Sequence[Obs], world: int) -> dict[str, np.ndarray]:
         return {

@@ -135,7 +135,7 @@ def _open(path: Path, demonstrator: Demonstrator, origin: dict[str, Any]) -> Dem
 def _origin(plan: DemoPlan, task: str, text: str, seed: int) -> dict[str, Any]:
     """What a store says of how it was made. ``settings`` decide every number in it."""
     settings = {"task": task, "text": text, "seed": seed, **_flat({"env": asdict(plan.env)})}
-    settings |= {"diversity": plan.diversity, "noise": plan.noise, "hold": plan.hold}
+    settings |= {"diversity": plan.diversity, "noise": plan.noise, "slips": plan.slips, "hold": plan.hold}
     settings |= {"from": None if plan.source is None else digest(plan.source)}
     for name in ("env.engine.threads", "env.end_on_success", "env.seed"):  # no number depends on them
         settings.pop(name, None)

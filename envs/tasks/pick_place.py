@@ -111,12 +111,13 @@ class PlaceTask(TabletopTask):
 
     def outcome(self) -> Outcome:
         cube, held = self._cube.pos(), self.holds(self._cube)
+        over, lies = self._settled()
         away = (self.arms[0].tcp.pos() - cube).norm(dim=1)
         close = 1.0 - torch.tanh(2.5 * (cube - self._goal()).norm(dim=1) / self.reach)
-        placed = self._placed() & ~held
+        placed = over & lies & ~held
         near = 1.0 - torch.tanh(2.5 * away / self.reach)
         success = placed & (away > 3 * self.half)
-        on_the_way = 0.2 * near + (0.15 + 0.45 * close) * held
+        on_the_way = 0.2 * near + (0.15 + 0.45 * close) * (held | over)
         reward = torch.where(placed, 0.8 + 0.2 * (away / (3 * self.half)).clamp(max=1.0), on_the_way)
         return Outcome(reward=reward, success=success, score=torch.where(placed, 1.0, close))
 
@@ -159,10 +160,15 @@ class PlaceTask(TabletopTask):
 
     def _placed(self) -> Tensor:
         """Bool ``[N]``: the cube lies on the support, its middle well inside."""
+        over, lies = self._settled()
+        return over & lies
+
+    def _settled(self) -> tuple[Tensor, Tensor]:
+        """Bool ``[N]``: the cube is just over its place; and, if so, it lies there at rest."""
         error = self._cube.pos() - self._goal()
-        over = error[:, :2].norm(dim=1) < max(0.5 * self.half, self.support_half - self.half)
-        lies = (error[:, 2].abs() < _FIT) & (self._cube.linvel().norm(dim=1) < _REST)
-        return over & lies & self.support()[2]
+        inside = error[:, :2].norm(dim=1) < max(0.5 * self.half, self.support_half - self.half)
+        rests = (error[:, 2].abs() < _FIT) & (self._cube.linvel().norm(dim=1) < _REST)
+        return inside & (error[:, 2].abs() < 2 * _FIT), rests & self.support()[2]
 
 
 @dataclass(kw_only=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import mujoco
 import torch
@@ -68,16 +69,12 @@ class Reach(TabletopTask):
     def add_objects(self, spec: mujoco.MjSpec) -> None:
         """The goal: a ball, the direction of the hand (blue) and that of the fingers (green)."""
         goal = spec.worldbody.add_body(name="goal", pos=(self.reach, 0, 0.4 * self.reach), mocap=True)
-        sphere, capsule = mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CAPSULE
-        geoms = [(sphere, (0.012, 0, 0), (0.95, 0.55, 0.1, 1.0), None)]
+        ghost: dict[str, Any] = {"contype": 0, "conaffinity": 0}
+        goal.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=(0.012, 0, 0), rgba=(0.95, 0.55, 0.1, 1.0), **ghost)
         if self._angle is not None:
-            geoms += [
-                (capsule, (0.004, 0, 0), (0.15, 0.3, 0.9, 1.0), (0, 0, 0, 0, 0, 0.05)),
-                (capsule, (0.004, 0, 0), (0.1, 0.7, 0.2, 1.0), (0, -0.03, 0, 0, 0.03, 0)),
-            ]
-        for kind, size, rgba, ends in geoms:
-            place = {} if ends is None else {"fromto": ends}
-            goal.add_geom(type=kind, size=size, rgba=rgba, contype=0, conaffinity=0, **place)
+            ghost |= {"type": mujoco.mjtGeom.mjGEOM_CAPSULE, "size": (0.004, 0, 0)}
+            goal.add_geom(fromto=(0, 0, 0, 0, 0, 0.05), rgba=(0.15, 0.3, 0.9, 1.0), **ghost)
+            goal.add_geom(fromto=(0, -0.03, 0, 0, 0.03, 0), rgba=(0.1, 0.7, 0.2, 1.0), **ghost)
 
     def bind_objects(self, world: World) -> dict[str, ArraySpec]:
         self._goal = Fixture(world.sim, "goal")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.robots.fingers import Grip, find_grip, finger_inputs, tune_grip
@@ -87,7 +88,8 @@ def _load(path: Path, stamps: tuple[int, ...]) -> RobotModel:
     spec, keyframe = read_model(path)
     m = compile_spec(spec.copy(), path)
     structure = find_structure(m, path, config.joints)
-    qpos = _middle(m) if keyframe is None else keyframe[0]
+    keyframe = None if keyframe is None or len(keyframe) != m.nq else keyframe
+    qpos = _middle(m) if keyframe is None else keyframe
     actuators = drive(spec, m, structure.arm, qpos)
     if structure.fingers and not finger_inputs(m, structure):
         drive(spec, m, _independent(m, structure.fingers), qpos)
@@ -128,14 +130,16 @@ def _read_config(path: Path) -> CustomConfig:
         return CustomConfig()
     try:
         stated = OmegaConf.load(path)
+        if not OmegaConf.is_dict(stated):
+            raise ConfigError(f"{path}: expected settings as 'name: value', one a line")
         known = [f.name for f in fields(CustomConfig)]
-        for key in stated if isinstance(stated, dict) or OmegaConf.is_dict(stated) else ():
+        for key in stated:
             if key not in known:
                 raise ConfigError(f"{path}: unknown setting {key!r}. {nearest(str(key), known)}")
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CustomConfig), stated))
-    except (OmegaConfBaseException, ValueError, OSError) as e:
-        if isinstance(e, ConfigError):
-            raise ConfigError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
+    except ConfigError as e:
+        raise ConfigError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
+    except (OmegaConfBaseException, YAMLError) as e:
         raise ConfigError(f"{path}: {str(e).splitlines()[0]}") from None
     assert isinstance(config, CustomConfig)
     return config
@@ -198,14 +202,14 @@ def _stated_ends(gripper: GripperModel, config: CustomConfig, path: Path) -> Gri
 
 
 def _home(
-    m: mujoco.MjModel, s: Structure, config: CustomConfig, keyframe: tuple[np.ndarray, np.ndarray] | None, path: Path
+    m: mujoco.MjModel, s: Structure, config: CustomConfig, keyframe: np.ndarray | None, path: Path
 ) -> tuple[float, ...] | None:
     names = [m.joint(j).name for j in s.arm]
     if config.home is not None:
         if len(config.home) != len(names):
             raise ConfigError(f"{path}: home has {len(config.home)} positions; expected {len(names)}: {names}")
         return tuple(config.home)
-    return None if keyframe is None else tuple(float(keyframe[0][m.jnt_qposadr[j]]) for j in s.arm)
+    return None if keyframe is None else tuple(float(keyframe[m.jnt_qposadr[j]]) for j in s.arm)
 
 
 def _add_tcp(

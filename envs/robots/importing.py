@@ -15,8 +15,8 @@ __all__ = ["compile_spec", "read_model"]
 _READABLE = (".stl", ".obj", ".msh")  # mesh formats of MuJoCo
 
 
-def read_model(path: Path) -> tuple[mujoco.MjSpec, tuple[np.ndarray, np.ndarray] | None]:
-    """The model, and position and input ``(qpos, ctrl)`` of its keyframe ``home`` if it has one.
+def read_model(path: Path) -> tuple[mujoco.MjSpec, np.ndarray | None]:
+    """The model, and the joint positions ``[nq]`` of its keyframe ``home`` if it has one.
 
     A scene around the arm is taken off: planes (floors), lights and keyframes go; what else stands still on the world
     stays. Robot geoms collide with the scene and not with each other.
@@ -36,11 +36,11 @@ def read_model(path: Path) -> tuple[mujoco.MjSpec, tuple[np.ndarray, np.ndarray]
         raise ConfigError(f"model={path}: its root is <{root.tag}>; expected <mujoco> (MJCF) or <robot> (URDF)")
     try:
         spec = mujoco.MjSpec.from_file(str(path)) if root.tag == "mujoco" else _from_urdf(root, path)
+    except ConfigError:
+        raise
     except ValueError as e:
         raise ConfigError(f"model={path}: MuJoCo cannot read it: {_line(e)}") from None
-    model = compile_spec(spec, path)
-    home = next((k for k in range(model.nkey) if model.key(k).name == "home"), None)
-    keyframe = None if home is None else (np.array(model.key_qpos[home]), np.array(model.key_ctrl[home]))
+    keyframe = next((np.array(k.qpos) for k in spec.keys if k.name == "home"), None)
     _strip_scene(spec)
     _name_all(spec)
     return spec, keyframe

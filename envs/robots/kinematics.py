@@ -131,13 +131,24 @@ class Chain:
 
 def _damped_step(jac: Tensor, error: Tensor, pull: Tensor | None, damping: float) -> Tensor:
     """Step ``[n, N]`` for ``jac [n, 6, N]``, ``error [6, N]`` and a wish ``pull [n, N]`` for the null space."""
-    square = (jac[:, :, None] * jac[:, None]).sum(0).permute(2, 0, 1)
-    square = square.contiguous() + damping**2 * torch.eye(6, device=jac.device)
+    square = (jac[:, :, None] * jac[:, None]).sum(0) + damping**2 * torch.eye(6, device=jac.device)[..., None]
     if pull is not None:  # J^+ e + (1 - J^+ J) pull = J^+ (e - J pull) + pull
         error = error - (jac * pull[:, None]).sum(0)
-    y, _ = torch.linalg.solve_ex(square, error.T)  # positive definite by the damping: nothing to check
-    step = (jac * y.T).sum(1)
+    step = (jac * _solve(square, error)).sum(1)
     return step if pull is None else step + pull
+
+
+def _solve(square: Tensor, right: Tensor) -> Tensor:
+    """Solution ``[6, N]`` of ``square [6, 6, N] y = right [6, N]`` by elimination: twice as fast as LAPACK a world.
+
+    Without pivots: the matrices are positive definite by their damping.
+    """
+    rows = torch.cat([square, right[:, None]], 1)
+    for k in range(right.shape[0]):
+        pivot = rows[k, 1:] / rows[k, :1]
+        rows = torch.addcmul(rows[:, 1:], rows[:, :1], pivot, value=-1.0)
+        rows[k] = pivot
+    return rows[:, 0]
 
 
 def _factors(hinge: bool, offset: np.ndarray, turn: np.ndarray) -> np.ndarray:
@@ -157,7 +168,8 @@ def _turn_between(current: Tensor, target: Tensor) -> Tensor:
     axis = torch.linalg.cross(current, target, dim=1).sum(0)  # 2 sin(angle) times the axis
     sine = (axis * axis).sum(0).sqrt().clamp(min=1e-12)  # norm(dim=0) is ten times as slow
     cosine = (current * target).sum((0, 1)) - 1.0  # 2 cos(angle)
-    return axis * (torch.atan2(sine, cosine) / sine)
+    # not atan2, whose last bits depend on the number of worlds on a CPU
+    return axis * (2.0 * torch.atan(sine / (cosine + (sine * sine + cosine * cosine).sqrt())) / sine)
 
 
 def _walk(m: mujoco.MjModel, joints: list[int], site: int, base: int) -> list[tuple[np.ndarray, np.ndarray]]:

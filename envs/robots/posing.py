@@ -59,24 +59,25 @@ def find_posing(chain: Chain, low: Tensor, high: Tensor, rest: Tensor, length: f
                 best, best_cost = Posing(yaw, flip, reach, None), mean
     if best.reach is None:
         return best
-    pos = torch.tensor([[best.reach, 0.0, max(0.1, 0.4 * best.reach)]])
-    q, ok = _point_down(chain, pos, best.yaw, best.flip, low, high, rest)
-    clear = chain.origins(q[0])[:, 1:, 2].amin(1) > 0.03  # the elbow above the table
-    cost = ((q[0] - rest) / half).square().sum(1) + 100.0 * ~clear
-    pick = int(cost.masked_fill(~ok[0], math.inf).argmin())
-    home = tuple(round(float(x), 4) for x in q[0, pick]) if bool(ok[0, pick]) else None
+    pos = torch.tensor([[best.reach, 0.0, max(0.1, 0.4 * best.reach)], [best.reach, 0.0, 0.1]])
+    q, ok = _point_down(chain, pos, best.yaw, best.flip, low, high, rest, tries=4 * _TRIES)
+    height = int(bool(~ok[0].any()))  # the lower one where the arm cannot do the higher one
+    q, ok = q[height], ok[height]
+    clear = chain.origins(q)[:, 1:, 2].amin(1) > 0.03  # the elbow above the table
+    cost = ((q - rest) / half).square().sum(1) + 100.0 * ~clear
+    pick = int(cost.masked_fill(~ok, math.inf).argmin())
+    home = tuple(round(float(x), 4) for x in q[pick]) if bool(ok[pick]) else None
     return Posing(best.yaw, best.flip, best.reach, home)
 
 
 def _point_down(
-    chain: Chain, pos: Tensor, yaw: float, flip: bool, low: Tensor, high: Tensor, rest: Tensor
+    chain: Chain, pos: Tensor, yaw: float, flip: bool, low: Tensor, high: Tensor, rest: Tensor, tries: int = _TRIES
 ) -> tuple[Tensor, Tensor]:
     """Joint positions ``[targets, tries, n]`` with the hand at ``pos [targets, 3]``, and whether they reach it."""
     c, s, sign = math.cos(yaw), math.sin(yaw), -1.0 if flip else 1.0
     back = torch.tensor([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])  # from the turned frame to the model's
     down = back @ torch.tensor([[-sign, 0.0, 0.0], [0.0, sign, 0.0], [0.0, 0.0, -1.0]])
-    starts = _starts(low, high, rest)
-    k, tries = pos.shape[0], starts.shape[0]
+    starts, k = _starts(low, high, rest, tries), pos.shape[0]
     goal = (pos @ back.T).repeat_interleave(tries, 0)
     rot = down.expand(k * tries, 3, 3)
     weight = 0.3 if chain.n >= 6 else 0.05
@@ -89,14 +90,14 @@ def _point_down(
     return q.view(k, tries, -1), (near & tilt).view(k, tries)
 
 
-def _starts(low: Tensor, high: Tensor, rest: Tensor) -> Tensor:
+def _starts(low: Tensor, high: Tensor, rest: Tensor, tries: int) -> Tensor:
     """``rest`` and evenly spread joint positions ``[tries, n]`` (additive recurrence; Roberts 2018)."""
     n = rest.shape[0]
     golden = 2.0
     for _ in range(30):
         golden = (1.0 + golden) ** (1.0 / (n + 1))
     step = torch.tensor([golden ** -(i + 1) for i in range(n)])
-    share = torch.remainder(0.5 + torch.arange(1, _TRIES)[:, None] * step, 1.0)
+    share = torch.remainder(0.5 + torch.arange(1, tries)[:, None] * step, 1.0)
     bottom = torch.where(torch.isfinite(low), low, -math.pi)
     top = torch.where(torch.isfinite(high), high, math.pi)
     return torch.cat([rest[None], bottom + share * (top - bottom)])

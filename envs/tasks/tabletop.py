@@ -249,9 +249,8 @@ def object_spec(names: Sequence[str], unit: str | None = None) -> ArraySpec:
 
 def uniform_xy(worlds: Selection, u: Tensor, centre: Sequence[float], half: Sequence[float], z: float) -> Tensor:
     """Positions ``[n, 3]`` from ``u [n, 2]`` in 0..1, uniform in a rectangle."""
-    c, h = torch.tensor(centre, device=u.device), torch.tensor(half, device=u.device)
-    xy = c + (2.0 * u - 1.0) * h
-    return torch.cat([xy, torch.full_like(xy[:, :1], z)], 1)
+    x, y = (c + (2.0 * u[:, i] - 1.0) * h for i, (c, h) in enumerate(zip(centre, half, strict=True)))
+    return torch.stack([x, y, torch.full_like(x, z)], 1)
 
 
 def scatter(draws: Draws, count: int, centre: Sequence[float], half: Sequence[float], gap: float) -> Tensor:

@@ -43,6 +43,7 @@ class BatchSimulator(Simulator):
         # persistent: a world keeps its MjData, so that computing outputs after a step costs nothing extra
         self._batch = batch.Batch(model, num_envs, threads, persistent=True)
         self._state = torch.from_numpy(self._batch.state)
+        self._stage = _NO_STAGE  # what is computed at the new state: nothing until somebody asks for an output
         self._fields: dict[str, Tensor] = {}
         self._model_fields: dict[str, Tensor] = {}
         self._scratch: tuple[mujoco.MjModel, mujoco.MjData] | None = None
@@ -56,6 +57,7 @@ class BatchSimulator(Simulator):
             array = self._batch.bind(name)
             self._fields[name] = torch.from_numpy(array if array.flags.writeable else _unlocked(array))
             if name not in SETTABLE:  # outputs are copied out by the calls that follow
+                self._stage = _POSITION_AND_VELOCITY
                 self._batch.forward(stage=_POSITION_AND_VELOCITY)
         return self._fields[name]
 
@@ -68,13 +70,14 @@ class BatchSimulator(Simulator):
 
     def step(self, n: int = 1, active: Tensor | None = None) -> None:
         ids = None if active is None else active.numpy()
-        self._do(self._batch.step, ids, nstep=n, stage=_POSITION_AND_VELOCITY)
+        self._do(self._batch.step, ids, nstep=n, stage=self._stage)
 
     def reset(self, worlds: Selection) -> None:
         self._call(worlds, self._batch.reset, keyframe=0 if self.model.nkey else -1, stage=_NO_STAGE)
 
     def forward(self, worlds: Selection) -> None:
-        self._call(worlds, self._batch.forward, stage=_POSITION_AND_VELOCITY)
+        if self._stage != _NO_STAGE:
+            self._call(worlds, self._batch.forward, stage=self._stage)
 
     def set_const(self, worlds: Selection) -> None:
         self._constants_differ = True

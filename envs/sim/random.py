@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,11 +19,12 @@ from visuomotor.envs.sim.selection import Selection
 __all__ = ["RESET", "Draws", "WorldRandom"]
 
 RESET = 0  # domain of everything drawn at a reset; events that draw while an episode runs use 1 and up
+Words = Any  # int64 array of numpy or torch
 _M32 = 0xFFFFFFFF
 _BLOCK = 64
 
 
-def _mix(x: Tensor) -> Tensor:
+def _mix(x: Words) -> Words:
     """Bijection of 32-bit numbers, held in int64."""
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _M32
@@ -33,6 +35,12 @@ def _mix(x: Tensor) -> Tensor:
 
 def _fold(key: Tensor, value: Tensor | int) -> Tensor:
     """Hash a number into a 64-bit key (two 32-bit halves)."""
+    if key.device.type == "cpu":  # a few numbers: numpy's calls cost less than torch's
+        return torch.from_numpy(_folded(key.numpy(), value.numpy() if isinstance(value, Tensor) else value))
+    return cast(Tensor, _folded(key, value))
+
+
+def _folded(key: Words, value: Words | int) -> Words:
     low, high = key & _M32, (key >> 32) & _M32
     low = _mix((low ^ _mix((high + 0x9E3779B9) & _M32)) + (value & _M32) & _M32)
     high = _mix((high ^ low) + (value >> 32 & _M32) + 0x85EBCA6B & _M32)

@@ -191,8 +191,9 @@ class _HandoverExpert(Expert):
             return right.tcp.pos(), None
 
         def waiting() -> Pose:
-            pos, rot = task.meeting()
-            return pos + pos.new_tensor([0.5 * task.reach, 0.0, lift]), _turned(rot)
+            pos, _ = task.meeting()
+            turned = top_down(torch.full_like(pos[:, 0], -math.pi / 2))
+            return pos + pos.new_tensor([0.5 * task.reach, 0.0, lift]), turned
 
         def back_off() -> Pose:
             pos, _ = task.meeting()
@@ -239,8 +240,3 @@ class _HandoverExpert(Expert):
 
     def act(self) -> Tensor:
         return torch.cat([self._left.act(), self._right.act()], 1)
-
-
-def _turned(rot: Tensor) -> Tensor:
-    """The same hand, turned half round about its own z axis."""
-    return rot * rot.new_tensor([-1.0, -1.0, 1.0])

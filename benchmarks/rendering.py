@@ -1,6 +1,7 @@
 """Pictures a second of lift's front camera: ours at each quality and OpenGL, and MuJoCo's own renderer beside them.
 
     python benchmarks/rendering.py [--seconds 3] [--worlds 8] > rendering.json
+    python benchmarks/rendering.py --backend warp --worlds 1024        the ray tracer of engine.name=warp, on a GPU
 
 The peer is the plain loop ``mj_forward``, ``Renderer.update_scene``, ``Renderer.render`` with the quality that MuJoCo
 has by default (shadow maps of 4096 pixels, 4 samples), and with that of our ``fast``; its frame buffer is the scene's.
@@ -73,16 +74,46 @@ def measure(backend: str, seconds: float, worlds: int) -> list[dict[str, Any]]:
     return [{"opengl": backend, **row, "fps": round(row["fps"], 1)} for row in rows]
 
 
+def measure_warp(seconds: float, worlds: int) -> list[dict[str, Any]]:
+    """Figures of the ray tracer, on the GPU if there is one; pictures stay where they are made."""
+    import torch
+
+    from visuomotor.envs.sim.cameras import CameraConfig
+    from visuomotor.envs.sim.render_warp import WarpCameras
+    from visuomotor.envs.sim.selection import Selection
+    from visuomotor.envs.sim.warp import WarpSimulator
+    from visuomotor.envs.tasks.lift import Lift, LiftConfig
+
+    sim = WarpSimulator(Lift(LiftConfig()).scene().compile(), worlds)
+    sim.forward(Selection.all(worlds, sim.device))
+    rows = []
+    for size in SIZES:
+        for quality in ("fast", "full"):
+            cameras = WarpCameras(sim, CameraConfig(names=["front"], height=size, width=size, quality=quality))
+
+            def ours(cameras: WarpCameras = cameras) -> int:
+                cameras.observe()
+                if sim.device.type == "cuda":
+                    torch.cuda.synchronize(sim.device)
+                return worlds
+
+            fps = round(pictures_a_second(ours, seconds), 1)
+            rows.append({"raytracer": str(sim.device), "what": f"ours, {quality}", "size": size, "fps": fps})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--worlds", type=int, default=8)
-    parser.add_argument("--backend", choices=("egl", "osmesa"), help="measure this one only, in this process")
+    parser.add_argument("--backend", choices=("egl", "osmesa", "warp"), help="this one only, in this process")
     args = parser.parse_args()
     if args.backend:
-        print(json.dumps(measure(args.backend, args.seconds, args.worlds)))
+        warp = args.backend == "warp"
+        figures = measure_warp(args.seconds, args.worlds) if warp else measure(args.backend, args.seconds, args.worlds)
+        print(json.dumps(figures))
         return
-    figures: list[Any] = []
+    figures = []
     for backend in ("egl", "osmesa"):
         environ = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"} | {"MUJOCO_GL": backend}
         command = [sys.executable, __file__, "--backend", backend]

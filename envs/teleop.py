@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -183,7 +184,9 @@ def open_gamepad() -> GamepadSource:
         import pygame
     except ImportError:
         raise MissingExtraError("device=gamepad needs pygame: pip install 'visuomotor[teleop]'") from None
-    pygame.display.init()  # events need it, though no window is opened
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # the window is MuJoCo's, not SDL's,
+    os.environ.setdefault("SDL_JOYSTICK_ALLOW_BACKGROUND_EVENTS", "1")  # so SDL has no focus to wait for
+    pygame.display.init()
     pygame.joystick.init()
     if not pygame.joystick.get_count():
         raise UserError("device=gamepad: no gamepad is connected; connect one, or take device=keyboard")

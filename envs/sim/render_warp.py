@@ -17,10 +17,11 @@ __all__ = ["WarpCameras"]
 
 
 class WarpCameras(CameraRenderer):
-    """Traces one ray a pixel (``full``: four, and one to each light); nothing leaves the device.
+    """Traces one ray a pixel (``full``: and one to each light, for shadows); nothing leaves the device.
 
     Per-world values of model fields are seen: colours, sizes, lights, camera poses and angles, and which texture a
-    material has. All worlds are drawn in every call: to leave some out would take longer than to draw them.
+    material has. Sites are not: MuJoCo Warp does not draw them. All worlds are drawn in every call: to leave some out
+    would take longer than to draw them.
 
     Args:
         sim: its worlds.
@@ -35,7 +36,6 @@ class WarpCameras(CameraRenderer):
         active = sorted(known[name] for name in config.names)
         self._index = {name: active.index(known[name]) for name in config.names}  # among those that are drawn
         self._bodies = torch.tensor(np.append(sim.model.geom_bodyid, -1).astype(np.int32), device=sim.device)
-        full = config.quality == "full"
         with sim.scope():
             self._context: Any = self._mjw.create_render_context(
                 sim.model,
@@ -45,8 +45,7 @@ class WarpCameras(CameraRenderer):
                 render_depth=bool(config.depth),
                 render_seg=bool(config.segmentation),
                 cam_active=active,
-                use_shadows=full,
-                samples_per_pixel=2 if full else 1,
+                use_shadows=config.quality == "full",
                 use_precomputed_rays=False,  # they would fix the angles of view, which may differ from world to world
                 render_skybox=bool((sim.model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX).any()),
             )

@@ -15,6 +15,7 @@ from visuomotor.data.errors import ConfigError
 from visuomotor.envs.sim import gl
 from visuomotor.envs.sim.batch import BatchSimulator
 from visuomotor.envs.sim.cameras import CameraConfig, camera_specs, film_camera
+from visuomotor.envs.sim.engines import EngineConfig
 from visuomotor.envs.sim.env import SimVecEnv
 from visuomotor.envs.sim.gl import RenderingError
 from visuomotor.envs.sim.render import FilmRenderer, GLCameras, make_cameras
@@ -324,3 +325,17 @@ def test_the_ray_tracer_sees_what_opengl_sees():
         assert rgb[0, 16, 24].argmax() == 0
         assert rgb[:, 2, 2].argmax(1).tolist() == [1, 1]
     assert pictures[1]["wrist"].shape == (2, 32, 48, 3)
+
+
+@pytest.mark.slow
+def test_the_ray_tracer_draws_an_environment_with_shadows():
+    pytest.importorskip("mujoco_warp")
+    engine = EngineConfig(name="warp", device="cpu")
+    config = LiftConfig(engine=engine, cameras=CameraConfig(names=["front"], height=16, width=16, quality="full"))
+    env = SimVecEnv(Lift(config), config, 2)
+    obs = env.reset(seeds=[1, 2])
+    assert obs["front"].dtype == torch.uint8
+    assert obs["front"].float().std() > 5
+    assert not torch.equal(obs["front"][0], obs["front"][1])
+    assert env.render(1).shape == (480, 480, 3)
+    env.close()

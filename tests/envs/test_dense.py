@@ -35,8 +35,7 @@ class Waits(TorchDispatchMode):
 
 
 def lift(n: int, engine: str = "batch", **settings: Any) -> SimVecEnv:
-    threads = {"threads": 1} if engine == "batch" else {}
-    config = LiftConfig(engine=EngineConfig(name=engine, device="cpu", **threads), **settings)
+    config = LiftConfig(engine=EngineConfig(name=engine, device="cpu", threads=engine == "batch"), **settings)
     return SimVecEnv(Lift(config), config, n)
 
 
@@ -75,6 +74,7 @@ def test_waits_are_noticed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # compiles MuJoCo Warp's kernels
 def test_the_expert_lifts_as_often_on_both_engines() -> None:
     """16 paired seeds: within one episode of each other. Seen: 16 of 16 on both."""
     n = 16

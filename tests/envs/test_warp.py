@@ -15,6 +15,8 @@ from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.warp import WarpSimulator
 from visuomotor.envs.sim.warp_setup import guess_sizes, load_warp, warp_device
 
+pytestmark = pytest.mark.timeout(900)  # the first test that runs compiles MuJoCo Warp's kernels
+
 
 def test_recorded_steps_are_the_steps_themselves() -> None:
     """Recording (a CUDA graph on a GPU) sees what is written in place, and is made anew when a field is expanded."""

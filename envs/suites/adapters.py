@@ -263,7 +263,8 @@ class Robotics:
 class Robosuite:
     """robosuite 1.5: ``<robot>_proprio`` for each robot and ``object``; one Panda, or two in tasks for two arms.
 
-    The generator of the environment is set in place, because its samplers hold on to it.
+    The generator of the environment is set in place, because its samplers hold on to it. Sizes of objects are drawn
+    when the model is built: at every reset, or with ``hard_reset: false`` once, with the same result in all worlds.
     """
 
     def ids(self) -> list[str]:
@@ -277,7 +278,7 @@ class Robosuite:
         _known(id, robosuite.ALL_ENVIRONMENTS)
         robots = {"robots": ["Panda", "Panda"] if id.startswith("TwoArm") else "Panda"}
         fixed = {"has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False, "ignore_done": True}
-        sim = robosuite.make(id, **{**robots, "hard_reset": False, "reward_shaping": True, **settings, **fixed})
+        sim = robosuite.make(id, **{**robots, "seed": 0, "reward_shaping": True, **settings, **fixed})
         names = {k: k.replace("_proprio-state", "_proprio").replace("object-state", "object") for k in _vectors(sim)}
 
         class Plain(gym.Env):

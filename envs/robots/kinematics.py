@@ -54,7 +54,8 @@ class Chain:
 
         self.n = len(ids)
         self._first = tensor(np.concatenate([steps[0][1].T, steps[0][0][None]]))[..., None]
-        self._joints = [tensor(_factors(h, *step)) for h, step in zip(hinge, steps[1:], strict=True)]
+        factors = tensor([_factors(h, *step) for h, step in zip(hinge, steps[1:], strict=True)])
+        self._factors = factors.view(self.n, 3, 4, 3).permute(1, 0, 3, 2)[..., None]  # [A B C, n, 3, 4, 1]
         self._zero, self._hinge, self._all_hinges = tensor(zero), tensor(hinge)[:, None, None], all(hinge)
 
     def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +104,7 @@ class Chain:
             error = torch.cat([goal - p.T, _turn_between(r.permute(2, 1, 0), turned)]) * weight
             jac = jac.permute(2, 1, 0) * weight
             pull = rest_gain * (rest - x) if self.n > 6 else None
-            downhill = (jac * error).sum(1)
+            downhill = _sum((jac * error).unbind(1))
             held = ((x <= low) & (downhill < 0)) | ((x >= high) & (downhill > 0))
             step = _damped_step(jac * ~held[:, None], error, pull, damping)
             x = torch.clamp(x + step.clamp(-max_step, max_step), low, high)
@@ -117,11 +118,12 @@ class Chain:
         """
         angle = (q - self._zero).T.contiguous()
         cos, sin = torch.cos(angle), torch.sin(angle)
+        fixed, by_cos, by_sin = self._factors
+        joints = fixed + by_cos * cos[:, None, None] + by_sin * sin[:, None, None]  # [n, 3, 4, N]
         frames = [self._first.expand(4, 3, q.shape[0])]
-        for i, factors in enumerate(self._joints):
+        for i in range(self.n):
             last = frames[-1]
-            part = (factors @ last[:3].reshape(3, -1)).view(3, 4, 3, -1)
-            frame = part[0].addcmul(part[1], cos[i]).addcmul_(part[2], sin[i])
+            frame = _sum(joints[i, :, :, None] * last[:3, None])
             frame[3] += last[3]
             if not self._all_hinges:
                 frame[3] += last[2] * ((1.0 - self._hinge[i, 0]) * angle[i])
@@ -129,12 +131,22 @@ class Chain:
         return frames
 
 
+def _sum(terms: Tensor | Sequence[Tensor]) -> Tensor:
+    """Sum over the first axis, term by term: on a CPU the order in which ``sum`` adds depends on the number of worlds,
+    and episodes are to be the same in any number.
+    """
+    total = terms[0]
+    for x in terms[1:]:
+        total = total + x
+    return total
+
+
 def _damped_step(jac: Tensor, error: Tensor, pull: Tensor | None, damping: float) -> Tensor:
     """Step ``[n, N]`` for ``jac [n, 6, N]``, ``error [6, N]`` and a wish ``pull [n, N]`` for the null space."""
-    square = (jac[:, :, None] * jac[:, None]).sum(0) + damping**2 * torch.eye(6, device=jac.device)[..., None]
+    square = _sum(jac[:, :, None] * jac[:, None]) + damping**2 * torch.eye(6, device=jac.device)[..., None]
     if pull is not None:  # J^+ e + (1 - J^+ J) pull = J^+ (e - J pull) + pull
-        error = error - (jac * pull[:, None]).sum(0)
-    step = (jac * _solve(square, error)).sum(1)
+        error = error - _sum(jac * pull[:, None])
+    step = _sum((jac * _solve(square, error)).unbind(1))
     return step if pull is None else step + pull
 
 
@@ -165,9 +177,9 @@ def _turn_between(current: Tensor, target: Tensor) -> Tensor:
 
     Within 1e-3 rad of half a turn its axis is noise; :func:`rotation_error` is accurate everywhere.
     """
-    axis = torch.linalg.cross(current, target, dim=1).sum(0)  # 2 sin(angle) times the axis
-    sine = (axis * axis).sum(0).sqrt().clamp(min=1e-12)  # norm(dim=0) is ten times as slow
-    cosine = (current * target).sum((0, 1)) - 1.0  # 2 cos(angle)
+    axis = _sum(torch.linalg.cross(current, target, dim=1))  # 2 sin(angle) times the axis
+    sine = _sum(axis * axis).sqrt().clamp(min=1e-12)
+    cosine = _sum((current * target).flatten(0, 1)) - 1.0  # 2 cos(angle)
     # not atan2, whose last bits depend on the number of worlds on a CPU
     return axis * (2.0 * torch.atan(sine / (cosine + (sine * sine + cosine * cosine).sqrt())) / sine)
 

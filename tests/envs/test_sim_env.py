@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, UserError
 from visuomotor.data.spec import ArraySpec
+from visuomotor.envs.registry import make_env
 from visuomotor.envs.sim.control import ActuatorControl, Control
 from visuomotor.envs.sim.engines import EngineConfig
 from visuomotor.envs.sim.env import SimVecEnv
@@ -20,6 +21,7 @@ from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.task import Outcome, SimConfig, Task
 from visuomotor.envs.sim.world import World
+from visuomotor.envs.tasks.lift import LiftConfig
 
 _XML = """
 <mujoco>
@@ -323,3 +325,18 @@ def test_a_timestep_that_does_not_fit_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"0\.01 s does not divide the control step 0\.0333"):
         SimVecEnv(Slow(), SimConfig(), 1)
+
+
+def test_an_arm_driven_by_its_expert_does_not_notice_how_many_worlds_there_are() -> None:
+    """Inverse kinematics included: torch's sums, small matrix products and atan2 are not the same in any number."""
+    rows = []
+    for n, at in ((1, 0), (6, 4)):
+        env = make_env(LiftConfig(engine=EngineConfig(threads=1)), n)
+        assert isinstance(env, SimVecEnv)
+        env.reset(seeds=[7 if i == at else 100 + i for i in range(n)])
+        everyone = Selection.all(n, env.device)
+        expert = env.task.expert(0.5)
+        expert.reset(everyone, env.world.random.draws(everyone, 99, torch.zeros(n, dtype=torch.int64)))
+        steps = [env.step(expert.act()) for _ in range(30)]
+        rows.append(torch.stack([torch.cat([v[at].ravel() for v in s.final_obs.values()]) for s in steps]))
+    assert torch.equal(*rows)

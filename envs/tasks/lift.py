@@ -89,10 +89,13 @@ class Lift(TabletopTask):
         def held() -> Tensor:
             return self.holds(self._cube)
 
+        def opened() -> Tensor:  # else the fingers would press on the cube
+            return self.arms[0].opening()[:, 0] > 0.7
+
         half = self._half
         phases = [
             Phase(target=grasp, grip=1, above=3 * half, symmetry=4, speed=0.35, tolerance=0.015, free=half),
-            Phase(target=grasp, grip=1, symmetry=4, speed=0.25, tolerance=0.005, timeout=30),
+            Phase(target=grasp, grip=1, symmetry=4, tolerance=0.005, timeout=30, check=opened, watch=True),
             Phase(target=here, grip=0, follow=False, hold=8, timeout=12, check=held),
             Phase(target=here, grip=0, follow=False, above=1.3 * self._height, check=held, watch=True),
         ]

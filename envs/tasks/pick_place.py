@@ -56,7 +56,7 @@ class PlaceTask(TabletopTask):
     it lies there and up to 0.2 more for withdrawing the hand; 1 at the goal. The score is how near the cube is.
     """
 
-    max_episode_steps = 200
+    max_episode_steps = 250
 
     def __init__(self, config: PlaceConfig) -> None:
         super().__init__(config)
@@ -134,12 +134,15 @@ class PlaceTask(TabletopTask):
         def held() -> Tensor:
             return self.holds(self._cube)
 
+        def opened() -> Tensor:  # else the fingers would press on the cube
+            return self.arms[0].opening()[:, 0] > 0.7
+
         half, up = self.half, 4 * self.half
         way: dict[str, Any] = {"symmetry": 4, "speed": 0.35, "angle_tolerance": 0.25, "timeout": 50}
         carry: dict[str, Any] = {"grip": 0.0, "check": held, "watch": True}
         phases = [
             Phase(target=grasp, grip=1, above=3 * half, tolerance=0.015, free=half, **way),
-            Phase(target=grasp, grip=1, symmetry=4, tolerance=0.005, timeout=25),
+            Phase(target=grasp, grip=1, symmetry=4, tolerance=0.005, timeout=25, check=opened, watch=True),
             Phase(target=here, grip=0, follow=False, hold=8, timeout=12, check=held),
             Phase(target=here, follow=False, above=up, tolerance=0.02, angle_tolerance=0.4, timeout=25, **carry),
             Phase(target=goal, above=1.5 * half, free=0.5 * half, **way, **carry),

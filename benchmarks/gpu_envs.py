@@ -62,7 +62,7 @@ def bare_loop(env: SimVecEnv, substeps: int) -> Callable[[], None]:
         d = mujoco_warp.make_data(sim.model, nworld=sim.num_envs, nconmax=contacts, njmax=sim.warp_data.njmax)
         mujoco_warp.reset_data_keyframe(m, d, 0)
         mujoco_warp.step(m, d)
-        with warp.ScopedCapture(force_module_load=False) as capture:
+        with warp.ScopedCapture() as capture:
             for _ in range(substeps):
                 mujoco_warp.step(m, d)
     return lambda: warp.capture_launch(capture.graph)

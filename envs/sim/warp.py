@@ -215,11 +215,8 @@ class WarpSimulator(Simulator):
             self._graphs[name] = None
             return
         if self._graphs[name] is None:
-            # on Warp's own stream: torch's default one cannot be recorded. All kernels are loaded by the first run.
-            with (
-                self._wp.ScopedDevice(str(self.device)),
-                self._wp.ScopedCapture(force_module_load=False) as capture,
-            ):
+            # on Warp's own stream: torch's default one cannot be recorded
+            with self._wp.ScopedDevice(str(self.device)), self._wp.ScopedCapture() as capture:
                 work()
             self._graphs[name] = capture.graph
         with self.scope():

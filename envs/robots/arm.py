@@ -206,6 +206,8 @@ class Arm(Control):
         c, low, high = self._config, self.joints.low, self.joints.high
         names: tuple[str, ...] = self.model.joints
         unit = {"joint_pos": "rad", "joint_delta": "rad", "joint_vel": "rad/s", "ee_delta": None}[c.mode]
+        if c.mode in ("joint_delta", "joint_vel"):  # a policy of one mode must be refused in another
+            names = tuple(f"{n}_{'change' if c.mode == 'joint_delta' else 'rate'}" for n in names)
         if c.mode == "joint_delta":
             high = torch.full_like(high, c.joint_step)
         elif c.mode == "joint_vel":

@@ -15,7 +15,7 @@ __all__ = ["Grip", "find_grip", "finger_inputs", "tune_grip"]
 
 _GAP = 0.055  # opening at which the middle between the tips is taken for the grasp: room for an object of 4 cm [m]
 _GRASP_SHARE = 0.25  # of its force limit that a gripper's servo shall press with, half closed
-_PAD = 0.015  # from the fingertips back to where an object is held [m]
+_PAD, _JAW_PAD = 0.008, 0.015  # from the tips of fingers and of a single jaw back to where an object is held [m]
 _SETTLE = 1.0  # time given to the fingers [s]
 
 
@@ -193,9 +193,11 @@ class _Hand:
         y = y - (y @ z) * z
         y /= np.linalg.norm(y)
         hand = self._structure.hand
+        moved = {b for j in self._structure.fingers for b in subtree(self.m, int(self.m.jnt_bodyid[j]))}
+        pad = _PAD if all(body in moved for body, _ in tips) else _JAW_PAD
         turn = d.xmat[hand].reshape(3, 3)
         rot = np.stack([np.cross(y, z), y, z], 1)
-        return turn.T @ (p.mean(0) - _PAD * z - d.xpos[hand]), turn.T @ rot
+        return turn.T @ (p.mean(0) - pad * z - d.xpos[hand]), turn.T @ rot
 
 
 def approach(m: mujoco.MjModel, d: mujoco.MjData, structure: Structure, tips: np.ndarray) -> np.ndarray:

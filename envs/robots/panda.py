@@ -17,9 +17,10 @@ __all__ = ["PANDA"]
 
 _JOINTS = tuple(f"joint{i}" for i in range(1, 8))
 # Servo gains: where a force limit holds, damping acts explicitly, and kv * timestep above the inertia (0.15 kg m^2
-# at the wrist) makes a limit cycle that shakes objects out of the hand. Stiffer servos would also reach each target long
-# before the next one comes and go in jerks at the control rate. A finger's armature is large against its damping times
-# the timestep: the contact solver does not know of implicit damping, and a light finger would bounce off what it holds.
+# at the wrist) makes a limit cycle that shakes objects out of the hand. Stiffer servos would also reach each target
+# long before the next one comes and go in jerks at the control rate. A finger's armature is large against its damping
+# times the timestep: the contact solver does not know of implicit damping, and a light finger would bounce off what it
+# holds.
 _XML = """
 <mujoco model="panda">
   <compiler angle="radian"/>

@@ -99,9 +99,9 @@ def test_a_urdf_gets_servos_a_gripper_and_a_home(tmp_path: Path) -> None:
     assert rot[2, 2] < -0.97  # down
     assert abs(rot[1, 1]) > 0.97  # closing sideways
     assert pos[0] == pytest.approx(robot.reach, abs=0.01)
-    # between the tips: along the axis of the last joint, 6 cm behind the palm less the 1.5 cm of the pads
+    # between the tips: along the axis of the last joint, 6 cm from the palm, less the 0.8 cm of the pads
     np.testing.assert_allclose(
-        d.body("palm").xmat.reshape(3, 3).T @ (pos - d.body("palm").xpos), [0, 0, 0.045], atol=2e-3
+        d.body("palm").xmat.reshape(3, 3).T @ (pos - d.body("palm").xpos), [0, 0, 0.052], atol=2e-3
     )
 
 

@@ -58,7 +58,9 @@ def mujoco_says(m: mujoco.MjModel, joints: Any, site: str, base: str, q: np.ndar
 def test_pose_and_jacobian_are_mujocos(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     if name == "odd":
-        m, joints, site, base = mujoco.MjModel.from_xml_string(ODD), ("a", "b", "c"), "tip", "base"
+        m = mujoco.MjModel.from_xml_string(ODD)
+        joints: tuple[str, ...] = ("a", "b", "c")
+        site, base = "tip", "base"
         chain = Chain(m, joints, site, base, CPU)
         q = rng.uniform(-0.5, 0.5, (3, 3))
     else:
@@ -134,8 +136,12 @@ def test_five_joints_follow_in_position_and_turn_as_far_as_they_can() -> None:
     pos, rot = chain.forward(home)
     yaw = quat_to_matrix(axis_angle_to_quat(torch.tensor([[0.0, 0.0, 0.5]])))  # the roll joint can do this
     tilt = quat_to_matrix(axis_angle_to_quat(torch.tensor([[0.5, 0.0, 0.0]])))  # no joint can do this
-    solve = {"low": low, "high": high, "rest": home[0], "rotation_weight": robot.rotation_weight, "iterations": 60}
-    easy, hard = chain.solve(home, pos, yaw @ rot, **solve), chain.solve(home, pos, tilt @ rot, **solve)
+
+    def solve(goal: Tensor) -> Tensor:
+        weight = robot.rotation_weight
+        return chain.solve(home, pos, goal, low=low, high=high, rest=home[0], rotation_weight=weight, iterations=60)
+
+    easy, hard = solve(yaw @ rot), solve(tilt @ rot)
     assert float(rotation_error(yaw @ rot, chain.forward(easy)[1]).norm()) < 0.02
     assert float((chain.forward(hard)[0] - pos).norm()) < 0.003
     assert 0.2 < float(rotation_error(tilt @ rot, chain.forward(hard)[1]).norm()) <= 0.51

@@ -9,17 +9,22 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 DATA ?=
 ARGS ?=
+DEMOS ?= runs/demos/lift.zarr
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean check-data
+.PHONY: help install demo demo-pusht test lint clean check-data no-data
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "  variables: DATA=<zarr>  ARGS='<more settings or options>'  VENV=<folder>  PYTHON=<interpreter>"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "  variables: DATA=<zarr>  ARGS='<more settings or options>'  DEMOS=<zarr>  VENV=<folder>  PYTHON=<interpreter>"
 
 install: $(STAMP)  ## create .venv with the pinned versions (the other targets do it when it is needed)
 
-demo: check-data $(STAMP)  ## train on Push-T demonstrations and evaluate: make demo DATA=<zarr> [ARGS='seed=1']
+demo: no-data $(STAMP)  ## teach an arm to lift a cube: expert demonstrations, training, 100 test episodes, report [ARGS='seed=1']
+	@$(BIN)/visuomotor data generate task=lift episodes=500 "out=$(DEMOS)"
+	@$(BIN)/visuomotor train task=lift policy=flow "data=$(DEMOS)" $(ARGS)
+
+demo-pusht: check-data $(STAMP)  ## the same from the human Push-T demonstrations: make demo-pusht DATA=<zarr>
 	@$(BIN)/visuomotor train task=pusht "data=$(DATA)" $(ARGS)
 
 test: $(STAMP)  ## run the tests: make test [ARGS='tests/data -k store']
@@ -36,8 +41,11 @@ clean:  ## remove .venv, build products and tool caches; runs/ stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 check-data:
-	@[ -n '$(DATA)' ] || { echo "make demo: say where the demonstrations are: make demo DATA=path/to/pusht_cchi_v7_replay.zarr"; exit 2; }
-	@[ -e '$(DATA)' ] || { echo "make demo: DATA='$(DATA)' does not exist (seen from $(CURDIR))"; exit 2; }
+	@[ -n '$(DATA)' ] || { echo "make demo-pusht: say where the demonstrations are: make demo-pusht DATA=path/to/pusht_cchi_v7_replay.zarr"; exit 2; }
+	@[ -e '$(DATA)' ] || { echo "make demo-pusht: DATA='$(DATA)' does not exist (seen from $(CURDIR))"; exit 2; }
+
+no-data:
+	@[ -z '$(DATA)' ] || { echo "make demo makes its own demonstrations; for Push-T: make demo-pusht DATA='$(DATA)'"; exit 2; }
 
 # pip itself is the target, so a half-made environment (no ensurepip) is made again.
 $(BIN)/pip:

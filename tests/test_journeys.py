@@ -269,3 +269,23 @@ def test_push_t_from_demonstrations_to_an_evaluated_policy(tmp_path, capsys):
     assert "difference over 3 paired seeds: score +0.000" in capsys.readouterr().out  # a policy against itself
     assert main(["eval", f"checkpoint={run}", "task=pusht", "env.obs=image", "env.workers=0"]) == 2
     assert "the policy observes 'state'" in capsys.readouterr().err
+
+
+def test_lift_from_an_expert_to_an_evaluated_policy(tmp_path, capsys):
+    demos, run = tmp_path / "lift.zarr", tmp_path / "run"
+    quick = ["env.engine.threads=1", "env.max_episode_steps=90"]
+    assert main(["data", "generate", "task=lift", "episodes=6", f"out={demos}", "workers=0", *quick]) == 0
+    assert "6 kept of " in capsys.readouterr().out
+    assert main(["data", "validate", str(demos)]) == 0
+    words = ["train", "task=lift", "policy=flow", f"data={demos}", f"run_dir={run}", *SMALL, *quick, "train.steps=20",
+             "train.eval_every=10", "eval.episodes=3", "eval.selection_episodes=2", "eval.videos=1"]  # fmt: skip
+    assert main(words) == 0
+    final = json.loads((run / "eval" / "final.json").read_text())
+    assert final["n_episodes"] == 3
+    assert all((run / v["path"]).stat().st_size > 1000 for v in final["videos"])  # none where nothing can be drawn
+    capsys.readouterr()
+    assert main(["eval", f"checkpoint={run}", "task=lift", "episodes=2", "videos=0", *quick]) == 0
+    assert "over 2 test seeds" in capsys.readouterr().out
+    again = ["eval", f"checkpoint={run}", "episodes=2", "videos=0", *quick]
+    assert main([*again, "env.control.mode=joint_pos"]) == 2
+    assert "action 'action': the policy expects shape (7,), task 'lift' gives (8,)" in capsys.readouterr().err

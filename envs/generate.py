@@ -158,9 +158,13 @@ def _compare(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
 
 
 def _progress(store: DemoStore, seed: int) -> Tally:
-    """Where the last call stopped: attempts after the last kept one are made again, with the same result."""
-    seeds = store.episode_columns["seed"]
-    return Tally(len(seeds), int(seeds[-1]) + 1 - first_seed(seed) if len(seeds) else 0)
+    """Where the last call stopped: attempts after the last kept one are made again, with the same result.
+
+    Episodes with seeds of another range were added by somebody else (``visuomotor play``) and do not count.
+    """
+    tried = [s + 1 - first_seed(seed) for s in store.episode_columns["seed"].tolist()]
+    ours = [t for t in tried if 0 < t <= _SEEDS]
+    return Tally(len(ours), max(ours, default=0))
 
 
 def _blocks(first: int, tried: int, size: int) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ from visuomotor.configs.compose import parse_plain
 from visuomotor.configs.play import PlayConfig, play
 from visuomotor.data.errors import ConfigError, UserError
 from visuomotor.data.store import DemoStore
-from visuomotor.envs.play import SystemClock
+from visuomotor.envs.play import Played, SystemClock
 from visuomotor.envs.teleop import Event
 
 
@@ -44,7 +44,7 @@ class Glass:
         return True
 
 
-def run(config: PlayConfig, *events: list[Event]) -> tuple[object, list[str]]:
+def run(config: PlayConfig, *events: list[Event]) -> tuple[Played, list[str]]:
     glass = Glass()
 
     @contextmanager
@@ -72,7 +72,7 @@ def test_a_person_acts_and_records_what_generate_would(tmp_path):
         assert {"action", "reward", "front", "object", "joint_pos"} <= set(store.specs)
         assert "is_intervention" not in store.specs  # a person acts always: there is nothing to tell apart
         assert list(store.episode_columns["task"]) == ["lift it"]
-        action = np.asarray(store.root.group["data/action"][:])
+        action = store.read("action", 0, store.n_steps)
     np.testing.assert_allclose(action[:3, 2], 0.2 / 20, atol=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_a_policy_acts_until_somebody_takes_over(tmp_path):
     played, _ = run(config, [], [], [Event("takeover"), *UP], [], [Event("takeover")], [], [Event("success")])
     assert played.kept == 1
     with DemoStore.open(path) as store:
-        human = np.asarray(store.root.group["data/is_intervention"][:]).tolist()
+        human = store.read("is_intervention", 0, store.n_steps).tolist()
     assert human == [False, False, True, True, False, False]
 
 

@@ -9,6 +9,8 @@ import torch
 from visuomotor.data.errors import ConfigError, DataError, UserError
 from visuomotor.data.store import DemoStore
 from visuomotor.data.validate import validate
+from visuomotor.envs.demonstrate import DemoPlan
+from visuomotor.envs.generate import first_seed, generate
 from visuomotor.envs.play import ExpertPilot, PlaySession, PlaySettings
 from visuomotor.envs.robots.arm import ACTION_MODES, ControlConfig
 from visuomotor.envs.sim.engines import EngineConfig
@@ -25,7 +27,8 @@ class Clock:
     """Time that passes only by sleeping, and by what a step is said to cost."""
 
     def __init__(self) -> None:
-        self.time, self.slept = 0.0, []
+        self.time = 0.0
+        self.slept: list[float] = []
 
     def now(self) -> float:
         return self.time
@@ -210,7 +213,7 @@ def play(env, script, tmp_path=None, pilot=None, operator=None, clock=None, inte
 
 def rows(path, key: str) -> np.ndarray:
     with DemoStore.open(path / "demos.zarr") as store:
-        return np.asarray(store.root.group[f"data/{key}"][:])
+        return store.read(key, 0, store.n_steps)
 
 
 def test_takeover_replaces_the_policy_s_actions_is_marked_and_the_policy_forgets(make_env, tmp_path):
@@ -315,6 +318,20 @@ def test_a_store_is_added_to_and_keeps_its_own_arrays(make_env, tmp_path):
     with DemoStore.open(tmp_path / "demos.zarr") as store:
         assert store.n_episodes == 1
         assert set(store.specs) == set(specs)
+
+
+def test_what_was_generated_can_be_added_to_and_goes_on_being_generated(make_env, tmp_path):
+    config = LiftConfig(control=ControlConfig(mode="ee_delta"), engine=EngineConfig(threads=1))
+    path = tmp_path / "demos.zarr"
+    first = generate(path, DemoPlan(env=config), task="lift", text="lift the cube", episodes=2)
+    env = make_env()
+    play(env, Script({3: event("success")}, 4), tmp_path, Steady(env, 0.0))
+    second = generate(path, DemoPlan(env=config), task="lift", text="lift the cube", episodes=3)
+    assert (first.kept, second.kept) == (2, 3)
+    with DemoStore.open(path) as store:
+        seeds = store.episode_columns["seed"].tolist()
+    assert seeds[2] == 500_000_000
+    assert seeds[3] > seeds[1] >= first_seed(0)
 
 
 @pytest.mark.parametrize(

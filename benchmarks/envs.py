@@ -58,7 +58,7 @@ def main() -> None:
     if args.only != "hopper":
         document["lift"] = {mode: _said(_lift(mode, args)) for mode in ("joint_delta", "ee_delta")}
     if args.only != "lift":
-        document["hopper"] = {str(n): _said(_hopper(n, args)) for n in (16, args.worlds)}
+        document["hopper"] = _said(_hopper(args))
     text = json.dumps(document, indent=1)
     print(text)
     if args.out:
@@ -111,11 +111,7 @@ def _lift(mode: str, args: argparse.Namespace) -> dict[str, Any]:
         "environment, randomised physics": _env_turn(randomised, args.steps),
         "bare Batch.step": _bare_turn(plain, args),
     }
-    result = _rounds(turns, args.rounds, turns.keys() - {"environment"})
-    bare = _rounds(
-        {k: v for k, v in turns.items() if k != "environment"}, args.rounds, "environment, randomised physics"
-    )
-    result["ratios"] |= bare["ratios"]
+    result = _rounds(turns, args.rounds, ["bare Batch.step"])
     result["episode_ends_per_step"] = round(args.worlds / plain.max_episode_steps, 1)
     return result
 
@@ -147,13 +143,15 @@ def _stagger(env: SimVecEnv) -> None:
 
 
 def _env_turn(env: SimVecEnv, steps: int) -> Turn:
-    actions = _actions(env, steps)
     _stagger(env)
+    return _env_steps(env, _actions(env, steps))
 
+
+def _env_steps(env: SimVecEnv, actions: Tensor) -> Turn:
     def turn() -> int:
         for a in actions:
             env.step(a)
-        return steps * env.num_envs
+        return actions.shape[0] * env.num_envs
 
     return turn
 
@@ -183,38 +181,46 @@ def _bare_turn(env: SimVecEnv, args: argparse.Namespace) -> Turn:
     return turn
 
 
-def _hopper(n: int, args: argparse.Namespace) -> dict[str, Any]:
-    steps = max(20, 8000 // n)
-    config = HopperConfig(engine=EngineConfig(threads=args.threads))
-    env = SimVecEnv(Hopper(config), config, n)
-    env.reset(seeds=range(n))
-    actions = _actions(env, steps)
-    turns: dict[str, Turn] = {"environment": lambda: sum(len(env.step(a).reward) for a in actions)}
-    missing = []
-    if n <= 16:
-        if importlib.util.find_spec("imageio") is None:
-            missing.append("Gymnasium's MuJoCo environments need: pip install gymnasium[mujoco]")
-        else:
-            peer = gymnasium.make_vec("Hopper-v5", num_envs=n, vectorization_mode="async")
-            turns["gymnasium async"] = _vector_turn(peer, actions.numpy())
+def _hopper(args: argparse.Namespace) -> dict[str, Any]:
+    """A few worlds as Gymnasium is used, and many as reinforcement learning uses them."""
+    turns: dict[str, Turn] = {}
+    peers, missing = [], []
+    few, many = 16, args.worlds
+    for n in (few, many):
+        config = HopperConfig(engine=EngineConfig(threads=args.threads))
+        env = SimVecEnv(Hopper(config), config, n)
+        env.reset(seeds=range(n))
+        turns[f"environment, {n} worlds"] = _env_steps(env, _actions(env, _hopper_steps(n)))
+    if importlib.util.find_spec("imageio") is None:
+        missing.append("Gymnasium's MuJoCo environments need: pip install gymnasium[mujoco]")
+    else:
+        peers.append(f"gymnasium async, {few} worlds")
+        turns[peers[-1]] = _vector_turn(gymnasium.make_vec("Hopper-v5", few, "async"), few)
     if importlib.util.find_spec("envpool") is None:
         missing.append("EnvPool is not installed: pip install envpool")
     else:
         import envpool
 
-        peer = envpool.make("Hopper-v5", env_type="gymnasium", num_envs=n, num_threads=args.threads, seed=0)
-        turns[f"envpool {envpool.__version__}"] = _vector_turn(peer, actions.numpy())
-    result = _rounds(turns, args.rounds, turns.keys() - {"environment"})
-    return result | ({"missing": missing} if missing else {})
+        for n in (few, many):
+            peer = envpool.make("Hopper-v5", env_type="gymnasium", num_envs=n, num_threads=args.threads, seed=0)
+            peers.append(f"envpool {envpool.__version__}, {n} worlds")
+            turns[peers[-1]] = _vector_turn(peer, n)
+    return _rounds(turns, args.rounds, peers) | ({"missing": missing} if missing else {})
 
 
-def _vector_turn(env: Any, actions: np.ndarray) -> Turn:
+def _hopper_steps(n: int) -> int:
+    return max(20, 8000 // n)
+
+
+def _vector_turn(env: Any, n: int) -> Turn:
+    """Of a Hopper of Gymnasium's vector interface."""
+    actions = np.random.default_rng(0).uniform(-1, 1, (_hopper_steps(n), n, 3)).astype(np.float32)
     env.reset()
 
     def turn() -> int:
         for a in actions:
             env.step(a)
-        return actions.shape[0] * actions.shape[1]
+        return actions.shape[0] * n
 
     return turn
 

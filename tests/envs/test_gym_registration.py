@@ -58,7 +58,7 @@ def test_an_episode_is_that_of_its_seed_in_the_vector_environment() -> None:
     assert many.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
     many.action_space.seed(0)
     obs, _ = single.reset(seed=8)
-    all_obs, _ = many.reset(seed=[5, 8, 9])
+    all_obs, _ = many.reset(seed=7)  # worlds have the seeds 7, 8 and 9
     np.testing.assert_array_equal(obs, all_obs[1])
     for _ in range(5):
         action = many.action_space.sample()

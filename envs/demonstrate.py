@@ -108,6 +108,8 @@ class Demonstrator:
         env = make_env(config, size)
         assert isinstance(env, SimVecEnv)
         self.env, self._plan = env, plan
+        self._limit = env.max_episode_steps  # for reaching the goal; holding it comes after
+        env.max_episode_steps += plan.hold
         self._cameras = make_cameras(env.sim, plan.env.cameras)
         self._expert = self._make_expert()
         self._noise = plan.noise * plan.diversity * _largest_motion(env)
@@ -148,7 +150,9 @@ class Demonstrator:
             success = step.info["success"]
             reached |= success & active
             good = torch.where(active, success & ~step.terminated, good)
-            active = active & ~(step.terminated | step.truncated | (reached & (since >= self._plan.hold)))
+            held = reached & (since >= self._plan.hold)
+            late = ~reached & (len(rows) >= self._limit)
+            active = active & ~(step.terminated | step.truncated | held | late)
             obs = step.final_obs
         lengths = length.masked_fill(~good, 0).tolist()
         lengths[:done] = [0] * done

@@ -1,0 +1,1 @@
+"""Stores written in the formats of others. One file a format."""

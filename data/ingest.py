@@ -16,7 +16,7 @@ from visuomotor.data.errors import DataError
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
 
-__all__ = ["FORMAT_VERSION", "ArrayPlan", "plan_array", "read_blocks", "read_steps"]
+__all__ = ["FORMAT_VERSION", "ArrayPlan", "image_gain", "plan_array", "read_blocks", "read_rows", "read_steps"]
 
 FORMAT_VERSION = 1  # of the flat arrays; count up when the same store would be written differently
 _BLOCK_BYTES = 64 << 20
@@ -73,7 +73,7 @@ def read_blocks(store: DemoStore, plan: ArrayPlan) -> Iterator[tuple[int, NDArra
         DataError: NaN, infinity, or pixels outside the convention of the array; the message names the array, episode,
             step and component.
     """
-    gain = _image_gain(store, plan.key) if plan.kind == "float_image" else 1
+    gain = image_gain(store, plan.key) if plan.kind == "float_image" else 1
     for start, block in store.iter_blocks(plan.key, _BLOCK_BYTES):
         yield start, _convert(store, plan, start, block, gain)
 
@@ -99,8 +99,24 @@ def read_steps(store: DemoStore, plan: ArrayPlan, rows: Iterable[int]) -> NDArra
     Raises:
         DataError: as :func:`read_blocks`.
     """
-    gain = _image_gain(store, plan.key) if plan.kind == "float_image" else 1
+    gain = image_gain(store, plan.key) if plan.kind == "float_image" else 1
     return np.concatenate([_convert(store, plan, row, store.read(plan.key, row, row + 1), gain) for row in rows])
+
+
+def read_rows(store: DemoStore, plan: ArrayPlan, start: int, stop: int, gain: int = 1) -> NDArray[Any]:
+    """Rows ``[start, stop)`` in the form that :func:`read_blocks` gives.
+
+    Args:
+        store: where they are.
+        plan: of the array.
+        start: first row.
+        stop: the row after the last.
+        gain: of float images, by :func:`image_gain`, which need be asked only once.
+
+    Raises:
+        DataError: as :func:`read_blocks`.
+    """
+    return _convert(store, plan, start, store.read(plan.key, start, stop), gain)
 
 
 def _is_finite(values: NDArray[np.float32]) -> bool:
@@ -116,8 +132,12 @@ def _to_uint8(values: NDArray[np.float32], gain: int) -> tuple[NDArray[np.uint8]
         return np.rint(values * gain).astype(np.uint8), bool(values.min() >= 0 and values.max() <= 1)
 
 
-def _image_gain(store: DemoStore, key: str) -> int:
-    """1 for float pixels in 0..255, 255 for pixels in 0..1: the first pixel that can only be one of them decides."""
+def image_gain(store: DemoStore, key: str) -> int:
+    """1 for float pixels in 0..255, 255 for pixels in 0..1: the first pixel that can only be one of them decides.
+
+    Raises:
+        DataError: every pixel is 0 or 1.
+    """
     for _, block in store.iter_blocks(key, _BLOCK_BYTES):
         telling = block[(block > 1) | (block != np.rint(block))]
         if len(telling):

@@ -31,6 +31,8 @@ from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, DataError, nearest
 from visuomotor.data.ingest import FORMAT_VERSION, ArrayPlan, plan_array, read_blocks
+from visuomotor.data.memory import free_ram
+from visuomotor.data.remote import is_url
 from visuomotor.data.store import DemoStore
 
 __all__ = ["CACHE_MODES", "CacheConfig", "TrainingCache", "load_cache"]
@@ -171,7 +173,7 @@ def _place(nbytes: int, config: CacheConfig, device: torch.device) -> tuple[str,
 def _ram_budget(config: CacheConfig) -> float:
     if config.ram_budget_gb is not None:
         return config.ram_budget_gb * _GB
-    return _free_ram() / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes on this machine
+    return free_ram() / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes on this machine
 
 
 def _device_budget(config: CacheConfig, device: torch.device) -> float:
@@ -180,27 +182,9 @@ def _device_budget(config: CacheConfig, device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else 0.0
 
 
-def _free_ram() -> float:
-    """Bytes that can still be taken: free memory of the machine, and of its control group if that is less."""
-    meminfo = _table(Path("/proc/meminfo").read_text().replace(":", " "))
-    free = meminfo["MemAvailable"] * 1024
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = float((group / "memory.current").read_text())
-        cached = _table((group / "memory.stat").read_text()).get("inactive_file", 0.0)  # given back on demand
-    except OSError:
-        return free
-    return free if limit == "max" else min(free, float(limit) - used + cached)
-
-
-def _table(text: str) -> dict[str, float]:
-    return {line.split()[0]: float(line.split()[1]) for line in text.splitlines()}
-
-
 def _ensure(store: DemoStore, plan: ArrayPlan, root: Path, progress: Progress | None) -> Path:
     """Path of the cached array, built first when it is not there."""
-    origin = f"{quote(plan.key, safe='')}-{_digest(str(Path(store.path).resolve()), 8)}"
+    origin = f"{quote(plan.key, safe='')}-{_digest(str(store.path if is_url(store.path) else store.path.resolve()), 8)}"
     content = json.dumps([store.fingerprint([plan.key]), plan.describe(), FORMAT_VERSION])
     folder = root / f"{origin}-{_digest(content, 16)}"
     if _complete(folder):
@@ -210,22 +194,31 @@ def _ensure(store: DemoStore, plan: ArrayPlan, root: Path, progress: Progress | 
     with _locked(root / f"{origin}.lock"):
         if not _complete(folder):
             for stale in root.glob(f"{origin}-*"):  # of an earlier content of this store, or of a build that was killed
-                shutil.rmtree(stale, ignore_errors=True)
+                if not (is_url(store.path) and stale.name == f"{folder.name}.tmp"):
+                    shutil.rmtree(stale, ignore_errors=True)
             _build(store, plan, folder, progress)
     return folder / "array.npy"
 
 
 def _build(store: DemoStore, plan: ArrayPlan, folder: Path, progress: Progress | None) -> None:
     temporary = folder.with_name(f"{folder.name}.tmp")
-    temporary.mkdir()
+    temporary.mkdir(exist_ok=True)
     _log.info("caching %r of %s in %s", plan.key, store.path, folder)
+    remote = is_url(store.path)  # a download that breaks off goes on where it was
     try:
         # Plain writes, not a memory map: on a full disk a map kills the process with SIGBUS instead of raising.
-        with open(temporary / "array.npy", "wb") as f:
+        first = _rows_done(temporary)
+        with open(temporary / "array.npy", "r+b" if first else "wb") as f:
             header = {"descr": np.dtype(plan.dtype).str, "fortran_order": False, "shape": plan.shape}
             np.lib.format.write_array_header_2_0(f, header)
-            for start, block in read_blocks(store, plan):
+            f.truncate(f.tell() + first * (plan.nbytes // plan.shape[0]))
+            f.seek(0, os.SEEK_END)
+            for start, block in read_blocks(store, plan, first):
                 f.write(block.reshape(-1).view(np.uint8).data)
+                if remote:
+                    f.flush()
+                    os.fsync(f.fileno())
+                    _replace(temporary / "rows", str(start + len(block)))
                 if progress is not None:
                     progress(plan.key, start + len(block), plan.shape[0])
             f.flush()
@@ -234,9 +227,24 @@ def _build(store: DemoStore, plan: ArrayPlan, folder: Path, progress: Progress |
         manifest = {"store": str(store.path), **plan.describe(), "file_bytes": size}
         (temporary / "manifest.json").write_text(json.dumps(manifest))
         os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException as error:
+        if not remote or isinstance(error, OSError):  # no room: what is there is not worth keeping
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _rows_done(temporary: Path) -> int:
+    """Rows of an unfinished download that are on disk."""
+    try:
+        return int((temporary / "rows").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _replace(path: Path, text: str) -> None:
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(text)
+    os.replace(fresh, path)
 
 
 def _complete(folder: Path) -> bool:

@@ -20,6 +20,7 @@ _GROUP = "visuomotor.exporters"
 # Loaded when asked for: most need a package of their own.
 _FORMATS: dict[str, str] = {
     "lerobot": "visuomotor.data.exporting.lerobot:export_lerobot",
+    "npz": "visuomotor.data.exporting.npz:export_npz",
 }
 
 

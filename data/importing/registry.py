@@ -9,14 +9,21 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from visuomotor.data.errors import ConfigError, DataError, nearest
+from visuomotor.data.errors import ConfigError, DataError, MissingExtraError, UserError, nearest
 from visuomotor.data.importing.source import Source
 
 __all__ = ["detect", "format_names", "open_source"]
 
 _GROUP = "visuomotor.importers"
 # Loaded when asked for: most need a package of their own. The order is that of detection, the strictest first.
-_FORMATS: dict[str, str] = {}
+_FORMATS: dict[str, str] = {
+    "lerobot": "visuomotor.data.importing.lerobot:LeRobotSource",
+    "robomimic": "visuomotor.data.importing.robomimic:RobomimicSource",
+    "aloha": "visuomotor.data.importing.aloha:AlohaSource",
+    "minari": "visuomotor.data.importing.minari:MinariSource",
+    "zarr": "visuomotor.data.importing.zarr_buffer:ZarrSource",
+    "npz": "visuomotor.data.importing.npz:NpzSource",
+}
 
 
 def format_names() -> list[str]:
@@ -34,7 +41,11 @@ def detect(path: Path) -> str:
         raise DataError(f"{path} does not exist")
     found = {}
     for name in format_names():
-        if why := _source_class(name).recognises(path):
+        try:
+            why = _source_class(name).recognises(path)
+        except (MissingExtraError, OSError):  # what cannot be looked at is not recognised; format= says why
+            continue
+        if why:
             found[name] = why
     if not found:
         raise DataError(f"{path} is of no format known here. Known: {', '.join(format_names())}; say which by format=")
@@ -50,6 +61,7 @@ def open_source(path: str | Path, format: str | None = None, options: Mapping[st
     Raises:
         ConfigError: an unknown format or option.
         DataError: not of that format, or damaged.
+        MissingExtraError: a package that reads it is not installed.
     """
     path = Path(path).expanduser()
     if format is not None and format not in format_names():
@@ -57,7 +69,14 @@ def open_source(path: str | Path, format: str | None = None, options: Mapping[st
     if not path.exists():
         raise DataError(f"{path} does not exist")
     make: Callable[..., Source] = _source_class(format or detect(path))
-    return make(path, dict(options or {}))
+    try:
+        return make(path, dict(options or {}))
+    except UserError:
+        raise
+    except MemoryError:
+        raise DataError(f"{path}: reading what describes it takes more memory than there is") from None
+    except Exception as error:  # decoders of other packages raise types of their own for damaged files
+        raise DataError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _source_class(name: str) -> type[Source]:

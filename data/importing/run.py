@@ -2,59 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from visuomotor.data.errors import DataError, nearest
+import numpy as np
+
+from visuomotor.data.errors import DataError, UserError
+from visuomotor.data.importing.resume import ID_COLUMN, open_or_create
+from visuomotor.data.importing.selection import Selection
 from visuomotor.data.importing.source import Source, SourceEpisode
+from visuomotor.data.memory import free_ram
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
 from visuomotor.data.validate import Finding
 
 __all__ = ["ImportReport", "Selection", "import_demos"]
 
-ID_COLUMN = "source_episode"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Which arrays and episodes are imported, and under which names.
-
-    Attributes:
-        keys: arrays to take, by the names that the source gives them; empty takes all.
-        drop: arrays to leave out.
-        rename: new names.
-        episodes: indices to take; None takes all.
-    """
-
-    keys: tuple[str, ...] = ()
-    drop: tuple[str, ...] = ()
-    rename: Mapping[str, str] = field(default_factory=dict)
-    episodes: tuple[int, ...] | None = None
-
-    def names(self, specs: Mapping[str, ArraySpec]) -> dict[str, str]:
-        """``{name in the source: name in the store}``.
-
-        Raises:
-            DataError: a name that the source does not have, or two arrays of one name.
-        """
-        for name in (*self.keys, *self.drop, *self.rename):
-            if name not in specs:
-                raise DataError(f"the source has no array {name!r}. {nearest(name, specs)}")
-        kept = [k for k in specs if (not self.keys or k in self.keys) and k not in self.drop]
-        names = {k: self.rename.get(k, k) for k in kept}
-        if len(set(names.values())) < len(names):
-            raise DataError(f"two arrays would have one name: {names}")
-        return names
-
 
 @dataclass
 class ImportReport:
-    """What an import did."""
+    """What an import did. Skipped episodes and findings are those of this call, not of one that it goes on with."""
 
     episodes: int = 0  # in the store now
     added: int = 0
@@ -74,85 +45,100 @@ def import_demos(
         path: the store.
         selection: which arrays and episodes.
         options: what the source was opened with, kept with the store.
-        workers: threads that decode.
+        workers: threads that decode, fewer where the memory would not suffice.
         skip_damaged: leave out episodes that cannot be read, and report them; else stop there.
         on_progress: called with (episodes done, episodes in all).
 
     Raises:
-        DataError: nothing to import; a store of something else at ``path``; or a damaged episode.
+        DataError: nothing to import; a store of something else at ``path``; an episode larger than the memory; or a
+            damaged episode.
     """
     selection = selection or Selection()
+    specs = selection.specs(source.specs)
     names = selection.names(source.specs)
-    wanted = _wanted(source, selection)
+    wanted = selection.wanted(source.path, len(source.episodes))
     if not names or not wanted:
         raise DataError(f"{source.path}: nothing to import ({len(names)} arrays, {len(wanted)} episodes)")
-    origin = {
-        "format": source.format,
-        "source": source.path.name,
-        "options": json.loads(json.dumps(dict(options or {}), default=str)),
-        "names": names,
-    }
-    specs = {new: source.specs[old] for old, new in names.items()}
+    source.wanted = frozenset(names)
+    workers = _affordable(source, specs, wanted, workers)
     report = ImportReport(findings=list(source.findings))
-    with _open(Path(path).expanduser(), specs, source, origin) as store:
+    with open_or_create(Path(path).expanduser(), source, specs, names, selection.rate(source), options or {}) as store:
         done = set(store.episode_columns[ID_COLUMN].tolist())
         todo = [i for i in wanted if source.episodes[i].id not in done]
-        for k, (index, result) in enumerate(_decoded(source, todo, workers), start=len(wanted) - len(todo) + 1):
-            info = source.episodes[index]
-            try:
-                episode = result()
-                report.findings += episode.findings
-                arrays = {new: episode.arrays[old] for old, new in names.items()}
-                store.append_episode(arrays, {**episode.columns, ID_COLUMN: info.id})
-                report.added += 1
-            except DataError as error:
-                if not skip_damaged:
-                    raise DataError(f"episode {info.id}: {error}") from None
-                report.skipped[info.id] = str(error)
-            if on_progress is not None:
-                on_progress(k, len(wanted))
+        with closing(_decoded(source, todo, workers)) as decoded:
+            for k, (index, result) in enumerate(decoded, start=len(wanted) - len(todo) + 1):
+                name = source.episodes[index].id
+                try:
+                    report.findings += _append(store, names, name, result)
+                    report.added += 1
+                except DataError as error:
+                    if not skip_damaged:
+                        raise DataError(f"episode {name}: {error}") from error.__cause__
+                    report.skipped[name] = str(error)
+                if on_progress is not None:
+                    on_progress(k, len(wanted))
         report.episodes, report.steps = store.n_episodes, store.n_steps
     return report
 
 
-def _wanted(source: Source, selection: Selection) -> list[int]:
-    n = len(source.episodes)
-    if selection.episodes is None:
-        return list(range(n))
-    for i in selection.episodes:
-        if not 0 <= i < n:
-            raise DataError(f"{source.path} has no episode {i}: it has {n}, from 0")
-    return list(dict.fromkeys(selection.episodes))
+def _append(
+    store: DemoStore, names: Mapping[str, str], name: str, result: Callable[[], SourceEpisode]
+) -> tuple[Finding, ...]:
+    """Write one episode; what its reader raises, whatever it is, becomes one DataError."""
+    try:
+        episode = result()
+        arrays = {new: episode.arrays[old] for old, new in names.items()}
+        columns = {column: _text(value) for column, value in episode.columns.items()}
+    except UserError as error:
+        raise DataError(str(error)) from error.__cause__
+    except MemoryError:
+        raise DataError("reading it takes more memory than there is") from None
+    except Exception as error:  # decoders of other packages raise types of their own for damaged files
+        raise DataError(f"it cannot be read: {type(error).__name__}: {error}") from error
+    store.append_episode(arrays, {**columns, ID_COLUMN: name})
+    return episode.findings
 
 
-def _open(path: Path, specs: dict[str, ArraySpec], source: Source, origin: dict[str, Any]) -> DemoStore:
-    columns = {**source.columns, ID_COLUMN: "str"}
-    if not path.exists():
-        return DemoStore.create(path, specs, fps=source.fps, episode_columns=columns, origin=origin)
-    store = DemoStore.open(path, "a")
-    if store.origin != origin or store.specs != specs or store.fps != source.fps:
-        store.close()
+def _text(value: Any) -> Any:
+    """Text as it can be stored: what is no Unicode (half a surrogate pair from a damaged file) becomes '?'."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _affordable(source: Source, specs: Mapping[str, ArraySpec], wanted: Sequence[int], workers: int) -> int:
+    """Threads whose episodes fit into half of the free memory.
+
+    Raises:
+        DataError: not even one episode fits.
+    """
+    step = sum(spec.size * np.dtype(spec.dtype).itemsize for spec in specs.values())
+    longest = max(wanted, key=lambda i: source.episodes[i].length or 0)
+    need, free = step * (source.episodes[longest].length or 0), free_ram()
+    if need > free:
         raise DataError(
-            f"{path} exists and is no import of {source.path.name} with these settings: it says {store.origin}, "
-            f"this import {origin}. Give another path, or remove it"
+            f"{source.path}: episode {source.episodes[longest].id} with {source.episodes[longest].length} steps takes "
+            f"{need / 1e9:.3g} GB, but {free / 1e9:.3g} GB of memory are free. Take fewer arrays (keys=, drop=)"
         )
-    return store
+    return max(1, min(workers, int(free / 2 / max(need, 1)) - 1))
 
 
-def _decoded(source: Source, todo: Sequence[int], workers: int) -> Iterator[tuple[int, Callable[[], SourceEpisode]]]:
+def _decoded(
+    source: Source, todo: Sequence[int], workers: int
+) -> Generator[tuple[int, Callable[[], SourceEpisode]], None, None]:
     """Episodes in order, decoded a little ahead so that memory holds ``workers + 1`` of them at most."""
     if workers <= 1:
         for i in todo:
             yield i, lambda i=i: source.read(i)  # type: ignore[misc]
         return
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="import")
+    try:
         ahead: list[tuple[int, Future[SourceEpisode]]] = []
-        rest = iter(todo)
-        for i in rest:
-            ahead.append((i, pool.submit(source.read, i)))
-            if len(ahead) <= workers:
-                continue
+        rest = list(reversed(todo))
+        while ahead or rest:
+            while rest and len(ahead) <= workers:
+                i = rest.pop()
+                ahead.append((i, pool.submit(source.read, i)))
             index, future = ahead.pop(0)
             yield index, future.result
-        for index, future in ahead:
-            yield index, future.result
+            del future  # its arrays are in the store
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # also when stopped by Ctrl-C: nothing goes on behind

@@ -56,6 +56,7 @@ class Source(ABC):
         columns: name to type of per-episode values (``"str"``, ``"bool"``, ``"int64"``, ``"float64"``).
         episodes: in order.
         findings: what is wrong with the whole: holes, files that are declared and absent.
+        wanted: arrays that will be used; :meth:`read` may leave out all others. None: all. The import sets it.
 
     Raises:
         DataError: it is not of this format, or damaged.
@@ -70,6 +71,7 @@ class Source(ABC):
     columns: dict[str, str]
     episodes: list[EpisodeInfo]
     findings: list[Finding]
+    wanted: frozenset[str] | None = None
 
     @classmethod
     @abstractmethod

@@ -20,7 +20,9 @@ USAGE = """\
 visuomotor data inspect <zarr> [json]   episodes, arrays and statistics; as JSON for programs
 visuomotor data validate <zarr>         decode everything and name what is wrong: array, episode, step;
                                         exit status 1 if there is an error
+visuomotor data import <path> <zarr>    demonstrations of another format; its --help lists the settings
 visuomotor data export <zarr> <path> format=<format>   write it as others read it
+visuomotor data replay <zarr> <new zarr> sites=[...] cameras=[...]   poses and pictures of recorded simulator states
 visuomotor data generate task=<task>    demonstrations by the task's scripted expert; its --help lists the settings
 """
 _COMPONENTS = 8  # shown of each array
@@ -35,10 +37,18 @@ def main(words: Sequence[str]) -> int:
     verbs = {"inspect": _inspect, "validate": _validate}
     if words[0] == "generate":
         return _generate(words[1:])
+    if words[0] == "import":
+        from visuomotor.configs.import_data import main as import_data
+
+        return import_data(words[1:])
     if words[0] == "export":
         from visuomotor.configs.export_data import main as export
 
         return export(words[1:])
+    if words[0] == "replay":
+        from visuomotor.configs.replay import main as replay  # a simulator, which the others do not need
+
+        return replay(words[1:])
     if words[0] not in verbs:
         raise ConfigError(f"unknown command 'data {words[0]}'. {nearest(words[0], [*verbs, 'generate'])}")
     if len(words) < 2:

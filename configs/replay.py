@@ -32,6 +32,7 @@ class ReplayStatesConfig:
         cameras: cameras whose pictures are drawn.
         height: of the pictures [px].
         width: of the pictures [px].
+        geom_groups: groups of geoms that are drawn; robosuite's own pictures show [1].
         assets: folder in which meshes and textures are looked for by name; null leaves them out, and says so.
     """
 
@@ -42,6 +43,7 @@ class ReplayStatesConfig:
     cameras: list[str] = field(default_factory=list)
     height: int = 128
     width: int = 128
+    geom_groups: list[int] = field(default_factory=lambda: [0, 1, 2])
     assets: str | None = None
 
 
@@ -50,7 +52,9 @@ def main(words: Sequence[str]) -> int:
     named = ["store=", "out="]
     words = [w if "=" in w else f"{named.pop(0)}{w}" if named else w for w in words]
     c = parse_plain(ReplayStatesConfig, words)
-    config = ReplayConfig(bodies=c.bodies, sites=c.sites, cameras=c.cameras, height=c.height, width=c.width)
+    config = ReplayConfig(
+        bodies=c.bodies, sites=c.sites, cameras=c.cameras, height=c.height, width=c.width, geom_groups=c.geom_groups
+    )
     assets = None if c.assets is None else Path(c.assets).expanduser()
     if assets is not None and not assets.is_dir():
         raise ConfigError(f"assets={assets}: there is no such folder")

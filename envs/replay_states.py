@@ -34,6 +34,7 @@ class ReplayConfig:
         cameras: names of cameras: ``<camera>_image``.
         height: of the pictures [px].
         width: of the pictures [px].
+        geom_groups: groups of geoms that are drawn; robosuite's pictures show group 1 alone. Sites are not drawn.
     """
 
     bodies: Sequence[str] = ()
@@ -41,6 +42,7 @@ class ReplayConfig:
     cameras: Sequence[str] = ()
     height: int = 128
     width: int = 128
+    geom_groups: Sequence[int] = (0, 1, 2)
 
 
 def replay_specs(config: ReplayConfig) -> dict[str, ArraySpec]:
@@ -81,6 +83,10 @@ class StateReplay:
         visual = self._model.vis
         visual.quality.shadowsize, visual.quality.offsamples = _SHADOW_SIZE, _SAMPLES
         visual.global_.offheight, visual.global_.offwidth = config.height, config.width
+        hidden = ~np.isin(self._model.geom_group, list(config.geom_groups))
+        self._model.geom_rgba[hidden, 3], self._model.geom_matid[hidden] = 0, -1
+        self._model.site_rgba[:, 3] = 0
+        self._model.site_matid[:] = -1
         self._data = mujoco.MjData(self._model)
         self._bodies = {n: _index(model, mujoco.mjtObj.mjOBJ_BODY, model.nbody, n) for n in config.bodies}
         self._sites = {n: _index(model, mujoco.mjtObj.mjOBJ_SITE, model.nsite, n) for n in config.sites}
@@ -135,6 +141,8 @@ class StateReplay:
         quat = np.empty(4)
         for name, i in self._sites.items():
             mujoco.mju_mat2Quat(quat, self._data.site_xmat[i])
+            if row and quat @ out[f"{name}_quat"][row - 1] < 0:
+                quat *= -1  # the same rotation; a matrix does not say which of the two
             out[f"{name}_pos"][row], out[f"{name}_quat"][row] = self._data.site_xpos[i], quat
 
     def _draw(self, out: dict[str, np.ndarray], row: int) -> None:

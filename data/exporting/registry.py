@@ -21,6 +21,7 @@ _GROUP = "visuomotor.exporters"
 _FORMATS: dict[str, str] = {
     "lerobot": "visuomotor.data.exporting.lerobot:export_lerobot",
     "npz": "visuomotor.data.exporting.npz:export_npz",
+    "robomimic": "visuomotor.data.exporting.robomimic:export_robomimic",
 }
 
 

@@ -20,7 +20,7 @@ from visuomotor.data.spec import ArraySpec
 
 __all__ = ["export_robomimic"]
 
-_OPTIONS = {"action": None, "next_obs": True, "compress": True, "env": None, "fps": None}
+_OPTIONS = {"action": None, "next_obs": True, "compress": True, "env": None}
 _NOT_ATTRIBUTES = ("filters", "env_args", "model")  # columns with a place of their own in the file
 _GYM = 2  # robomimic's EnvType of environments that are made by gym.make(env_name)
 
@@ -41,7 +41,9 @@ def export_robomimic(job: ExportJob) -> list[str]:
     h5py = load_h5py()
     places = _places(job, options)
     notes = _notes(job, places, options)
-    n_steps, env_args, filters, spans = 0, None, {}, []  # type: ignore[var-annotated]
+    n_steps, env_args = 0, None
+    filters: dict[str, list[str]] = {}
+    spans: list[float] = []
     with h5py.File(job.path, "w") as file:
         data = file.create_group("data")
         for i, (_, arrays, columns) in enumerate(job.iter_episodes()):
@@ -51,13 +53,13 @@ def export_robomimic(job: ExportJob) -> list[str]:
             env_args = env_args or columns.get("env_args")
             for name in filter(None, str(columns.get("filters", "")).split(",")):
                 filters.setdefault(name, []).append(f"demo_{i}")
-            spans.append(np.abs(arrays[places["actions"]]).max())
-            if "model" in columns and columns["model"]:
+            spans.append(float(np.abs(arrays[places["actions"]]).max()))
+            if columns.get("model"):
                 demo.attrs["model_file"] = columns["model"]
         name = options["env"] or _first_task(job)
         data.attrs["total"] = n_steps
         data.attrs["env_args"] = env_args or json.dumps({"env_name": name, "type": _GYM, "env_kwargs": {}})
-        data.attrs["visuomotor"] = json.dumps(_description(job, places, options))
+        data.attrs["visuomotor"] = json.dumps(_description(job, places))
         for key, members in filters.items():
             file[f"mask/{key}"] = np.array(members, dtype="S")
     if max(spans) > 1:
@@ -110,7 +112,7 @@ def _write_episode(
             rows = np.concatenate([arrays[key][1:], arrays[key][-1:]])
             _write(demo, after, rows, options["compress"])
     if "dones" not in places:
-        demo["dones"] = np.arange(n, dtype=np.int64) // max(1, n - 1) if n > 1 else np.ones(1, np.int64)
+        demo["dones"] = (np.arange(n) == n - 1).astype(np.int64)
     if "rewards" not in places:
         rewards = np.zeros(n)
         rewards[-1] = float(columns.get("success") is True)
@@ -127,12 +129,11 @@ def _write(group: Any, name: str, rows: np.ndarray, compress: bool) -> None:
         group.create_dataset(name, data=rows)
 
 
-def _description(job: ExportJob, places: dict[str, str], options: dict[str, Any]) -> dict[str, Any]:
-    kinds = {k: v for k, v in job.store.column_types.items() if k not in _NOT_ATTRIBUTES}
+def _description(job: ExportJob, places: dict[str, str]) -> dict[str, Any]:
     return {
-        "fps": options["fps"] or job.store.fps,
+        "fps": job.store.fps,
         "keys": {place: {"name": key, "spec": job.specs[key].to_dict()} for place, key in places.items()},
-        "columns": kinds,
+        "columns": job.store.column_types,
     }
 
 

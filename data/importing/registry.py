@@ -23,6 +23,7 @@ _FORMATS: dict[str, str] = {
     "minari": "visuomotor.data.importing.minari:MinariSource",
     "zarr": "visuomotor.data.importing.zarr_buffer:ZarrSource",
     "npz": "visuomotor.data.importing.npz:NpzSource",
+    "bag": "visuomotor.data.importing.bags:BagSource",
 }
 
 

@@ -17,6 +17,7 @@ from visuomotor.data.errors import ConfigError, DataError, nearest
 from visuomotor.data.importing.hdf5 import Hdf5File, Stored, is_hdf5
 from visuomotor.data.importing.naming import choose, numbered, store_name
 from visuomotor.data.importing.source import EpisodeInfo, Source, SourceEpisode
+from visuomotor.data.rows import COLUMN_TYPES
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.validate import Finding
 
@@ -29,6 +30,7 @@ _NAMES = {  # name in the file: name in the store, role
     "dones": ("done", "other"),
 }
 _OPTIONS = {"fps": None, "filter": "", "next_obs": False, "model": "auto"}
+_EMPTY: dict[str, Any] = {"str": "", "bool": False, "int64": 0, "float64": 0.0}
 _MAX_MODEL_BYTES = 16 << 20
 
 
@@ -85,23 +87,22 @@ class RobomimicSource(Source):
         if wanted and wanted not in self._filters:
             raise DataError(f"{self._file_path} has no filter key {wanted!r}. {nearest(wanted, self._filters)}")
         self._attributes = self._file.attributes("data")
+        self._ours = _json(self._attributes.get("visuomotor"))  # what our export had no other place for
         self._env = self._environment()
         chosen = [d for d in demos if not wanted or d in self._filters[wanted]]
         if not chosen:
             raise DataError(f"{self._file_path}: none of its {len(demos)} episodes has the filter key {wanted!r}")
         stored = self._arrays(chosen[0])
         self._sources = self._naming(chosen[0], stored)
-        self.specs = {name: _spec(name, source, stored[source]) for name, source in self._sources.items()}
+        self.specs = {name: self._spec(source, stored[source]) for name, source in self._sources.items()}
         self.episodes = [EpisodeInfo(id=d) for d in chosen]
         has_obs = any(source.startswith("obs/") for source in self._sources.values())
         self._keeps_model = self._options["model"] == "yes" or (
             self._options["model"] == "auto" and not has_obs and "states" in stored
         )
-        self.columns = {"task": "str", "filters": "str"}
-        self.columns |= {"env_args": "str"} if "env_args" in self._attributes else {}
-        self.columns |= {"model": "str"} if self._keeps_model else {}
+        self.columns = self._column_types()
         if not has_obs:
-            message = "no observations (obs/), only states: visuomotor.envs.replay_states gives poses and pictures"
+            message = "no observations (obs/), only states: visuomotor data replay gives poses and pictures"
             self.findings.append(Finding(severity="warning", message=message))
         self.fps = self._rate(chosen[0])
 
@@ -125,13 +126,41 @@ class RobomimicSource(Source):
                 message = f"data/{demo}/{source} has shape {list(array.shape)}, not {n} rows of values: left out"
                 self.findings.append(Finding(severity="warning", message=message))
                 continue
-            name = _name(source)
+            name = self._name(source)
+            if name is None:
+                continue
             if name in sources:
                 name = store_name(source)  # an observation of the name of another array
             if name in sources:
                 raise DataError(f"{self._file_path}: {sources[name]} and {source} would both be {name!r}")
             sources[name] = source
         return sources
+
+    def _name(self, source: str) -> str | None:
+        """Name in the store; None for what our export added."""
+        if not self._ours:
+            return _name(source)
+        entry = _at(self._ours, "keys", source)
+        return None if entry is None else store_name(str(entry.get("name")))
+
+    def _spec(self, source: str, stored: Stored) -> ArraySpec:
+        plain = _spec(source, stored)
+        told = (_at(self._ours, "keys", source) or {}).get("spec")
+        if not isinstance(told, dict):
+            return plain
+        try:
+            spec = ArraySpec.from_dict(told)
+        except (TypeError, ValueError, KeyError):
+            return plain
+        return spec if (spec.shape, spec.dtype) == (plain.shape, plain.dtype) else plain
+
+    def _column_types(self) -> dict[str, str]:
+        told = self._ours.get("columns")
+        if isinstance(told, dict):
+            return {k: v for k, v in told.items() if v in COLUMN_TYPES and k not in ("source_episode", "episode_ends")}
+        columns = {"task": "str", "filters": "str"}
+        columns |= {"env_args": "str"} if "env_args" in self._attributes else {}
+        return columns | ({"model": "str"} if self._keeps_model else {})
 
     def _read_filters(self, demos: list[str]) -> dict[str, set[str]]:
         if not self._file.is_group("mask"):
@@ -153,7 +182,7 @@ class RobomimicSource(Source):
         return {"name": name if isinstance(name, str) else "", "rate": rate}
 
     def _rate(self, demo: str) -> float | None:
-        rate = self._options["fps"] or self._env["rate"]
+        rate = self._options["fps"] or self._ours.get("fps") or self._env["rate"]
         if isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < 1e6:
             return float(rate)
         if "states" not in self._sources or len(self.specs["states"].shape) != 1:
@@ -179,12 +208,14 @@ class RobomimicSource(Source):
                 arrays[name] = self._file.read(f"data/{demo}/{source}")
         filters = sorted(name for name, members in self._filters.items() if demo in members)
         columns = {"task": self._env["name"], "filters": ",".join(filters)}
-        if "env_args" in self.columns:
-            columns["env_args"] = str(self._attributes["env_args"])
+        columns["env_args"] = str(self._attributes.get("env_args", ""))
         findings = self._surplus(demo, stored, index)
-        if self._keeps_model:
+        if "model" in self.columns:
             columns["model"], lost = self._model(demo, index)
             findings += lost
+        kept = self._file.attributes(f"data/{demo}") if self._ours else {}
+        columns |= {k: kept[f"column.{k}"] for k in self.columns if f"column.{k}" in kept}
+        columns = {k: columns.get(k, _EMPTY[kind]) for k, kind in self.columns.items()}
         return SourceEpisode(arrays=arrays, columns=columns, findings=tuple(findings))
 
     def _surplus(self, demo: str, stored: dict[str, Stored], index: int) -> list[Finding]:
@@ -195,7 +226,7 @@ class RobomimicSource(Source):
             message = f"num_samples of data/{demo} is {declared}, but there are {n} actions: {n} imported"
             findings.append(Finding(severity="warning", episode=index, message=message))
         unknown = sorted(set(stored) - set(self._sources.values()))
-        if index and unknown:
+        if index and unknown and not self._ours:
             message = f"data/{demo} has {', '.join(unknown[:4])}, which the first episode has not: left out"
             findings.append(Finding(severity="warning", episode=index, message=message))
         return findings
@@ -233,9 +264,17 @@ def _name(source: str) -> str:
     return _NAMES[source][0] if source in _NAMES else store_name(source)
 
 
-def _spec(name: str, source: str, stored: Stored) -> ArraySpec:
+def _spec(source: str, stored: Stored) -> ArraySpec:
     role = "observation" if source.startswith("obs/") else _NAMES.get(source, ("", "other"))[1]
     return ArraySpec(shape=stored.shape[1:], dtype=stored.dtype.name, role=role, source=source)
+
+
+def _at(document: dict[str, Any], *names: str) -> dict[str, Any] | None:
+    """The object at a path in JSON; None if there is none."""
+    found: Any = document
+    for name in names:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def _json(text: Any) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def test_empty_store_and_unusable_arrays_are_errors(tmp_path: Path) -> None:
 def test_time_that_runs_backwards_within_an_episode_is_a_warning(tmp_path: Path) -> None:
     with DemoStore.create(tmp_path / "a.zarr", {"t": ArraySpec(shape=(), dtype="float64", role="timestamp")}) as store:
         store.append_episode({"t": [0.0, 0.1, 0.2]})
-        store.append_episode({"t": [0.0, 0.1, 0.1, 0.3]})  # a restart from 0 is right, standing still is not
+        store.append_episode({"t": [0.0, 0.1, 0.1, 0.2]})  # a restart from 0 is right, standing still is not
     (only,) = findings(tmp_path / "a.zarr")
     assert (only.severity, only.array, only.episode, only.row) == ("warning", "t", 1, 2)
     assert "0.1 follows 0.1 (1 such steps in all)" in only.message

@@ -64,7 +64,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_store_is_valid_and_says_what_it_is(whole: Path) -> None:
     with DemoStore.open(whole) as store:
-        assert validate(store) == []
+        assert [f for f in validate(store) if f.severity != "info"] == []
         assert (store.fps, store.n_episodes) == (20.0, EPISODES)
         columns = store.episode_columns
         assert columns["success"].all()

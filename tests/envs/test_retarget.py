@@ -102,7 +102,7 @@ def test_five_demonstrations_become_fifty(five: Path, tmp_path: Path) -> None:
     tally = generate(path, plan, task="lift", text="lift", episodes=50, seed=1)
     assert tally.kept / tally.tried >= 0.6, tally
     with DemoStore.open(path) as store, DemoStore.open(five) as source:
-        assert validate(store) == []
+        assert [f for f in validate(store) if f.severity != "info"] == []
         assert store.origin["settings"]["from"] is not None
 
         def starts(s: DemoStore) -> np.ndarray:

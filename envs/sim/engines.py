@@ -11,7 +11,7 @@ from visuomotor.envs.sim.simulator import Simulator
 
 __all__ = ["ENGINES", "EngineConfig", "make_simulator"]
 
-ENGINES = ("batch", "warp")
+ENGINES = ("batch", "warp", "isaac")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -26,6 +26,8 @@ class EngineConfig:
         contacts: contacts a world of ``warp`` has room for; 0 takes a guess from the model.
         constraints: constraint rows a world of ``warp`` has room for; 0 takes a guess from the model.
         graph: let ``warp`` record its steps (as a CUDA graph on a GPU) and replay them.
+        isaac_python: Python of the Isaac Gym installation, for ``isaac``; empty takes the environment variable
+            ``VISUOMOTOR_ISAAC_PYTHON``.
     """
 
     name: str = "batch"
@@ -34,6 +36,7 @@ class EngineConfig:
     contacts: int = 0
     constraints: int = 0
     graph: bool = True
+    isaac_python: str = ""
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
@@ -59,6 +62,10 @@ def make_simulator(model: mujoco.MjModel, num_envs: int, config: EngineConfig) -
             model, num_envs, device=config.device, contacts=config.contacts, constraints=config.constraints,
             graph=config.graph,
         )  # fmt: skip
+    if config.name == "isaac":
+        from visuomotor.envs.sim.isaac import IsaacSimulator
+
+        return IsaacSimulator(model, num_envs, device=config.device, python=config.isaac_python)
     from visuomotor.envs.sim.batch import BatchSimulator
 
     return BatchSimulator(model, num_envs, threads=config.threads)

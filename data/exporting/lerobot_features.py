@@ -94,13 +94,13 @@ def _name(key: str, spec: ArraySpec, specs: Mapping[str, ArraySpec]) -> str:
     source = spec.source or ""
     if source == "action" or source.startswith(("observation.", "action.", "next.")):
         return source
-    alike = [k for k, s in specs.items() if s.role == spec.role and not (s.is_image and s.shape[2] == 3)]
+    alike = [k for k, s in specs.items() if s.role == spec.role and len(s.shape) == 1]
     if spec.role == "action":
-        return "action" if key == "action" or len(alike) == 1 else f"action.{key}"
+        return "action" if key == "action" or alike == [key] else f"action.{key}"
     if spec.is_image and spec.shape[2] == 3:
         return f"observation.images.{key}"
     if spec.role == "observation":
-        return "observation.state" if key == "state" or len(alike) == 1 else f"observation.{key}"
+        return "observation.state" if key == "state" or alike == [key] else f"observation.{key}"
     if key in ("reward", "done", "success"):
         return f"next.{key}"
     return f"recorded.{key}" if key in BOOKKEEPING else key

@@ -21,6 +21,9 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor data generate task=lift episodes=200     demonstrations by the task's scripted expert; resumable
   visuomotor data inspect <zarr>                      what a dataset holds
   visuomotor data validate <zarr>                     what is wrong with it, by array, episode and step
+  visuomotor data report <zarr>                       one HTML page: pictures, distributions, coverage, findings
+  visuomotor data view <zarr> checkpoint=<run>        episodes in the rerun viewer, with a policy's predictions
+  visuomotor data video <zarr> camera=front           one camera of one episode as mp4
   visuomotor play task=lift record=<zarr>             a window: act by keyboard or gamepad, record demonstrations
   visuomotor play checkpoint=<run>                    watch a policy, and take over from it
   visuomotor envs list                                external suites: installed or not, and how to install them

@@ -23,6 +23,9 @@ visuomotor data validate <zarr>         decode everything and name what is wrong
 visuomotor data import <path> <zarr>    demonstrations of another format; its --help lists the settings
 visuomotor data export <zarr> <path> format=<format>   write it as others read it
 visuomotor data replay <zarr> <new zarr> sites=[...] cameras=[...]   poses and pictures of recorded simulator states
+visuomotor data report <zarr> [<html>]  one page: pictures, distributions, coverage, findings, episodes
+visuomotor data view <zarr>             episodes in the rerun viewer; save=<rrd> writes a file for it
+visuomotor data video <zarr> episode=<index> camera=<name>      one camera of one episode as mp4
 visuomotor data generate task=<task>    demonstrations by the task's scripted expert; its --help lists the settings
 """
 _COMPONENTS = 8  # shown of each array
@@ -49,8 +52,13 @@ def main(words: Sequence[str]) -> int:
         from visuomotor.configs.replay import main as replay  # a simulator, which the others do not need
 
         return replay(words[1:])
+    if words[0] in ("view", "report", "video"):
+        from visuomotor.configs import view_data
+
+        return {"view": view_data.view, "report": view_data.report, "video": view_data.video}[words[0]](words[1:])
     if words[0] not in verbs:
-        raise ConfigError(f"unknown command 'data {words[0]}'. {nearest(words[0], [*verbs, 'generate'])}")
+        known = [*verbs, "export", "generate", "report", "video", "view"]
+        raise ConfigError(f"unknown command 'data {words[0]}'. {nearest(words[0], known)}")
     if len(words) < 2:
         raise ConfigError(f"data {words[0]}: give the path of a Zarr store")
     with DemoStore.open(words[1].removeprefix("path=")) as store:

@@ -20,7 +20,7 @@ from visuomotor.configs.schema import EvalConfig, TrainConfig
 from visuomotor.envs.registry import get_task, task_names
 from visuomotor.envs.teleop import KEYS
 
-__all__ = ["bench_help", "eval_help", "export_help", "generate_help", "play_help", "train_help"]
+__all__ = ["bench_help", "eval_help", "export_help", "generate_help", "play_help", "settings_help", "train_help"]
 
 _TRAIN = """\
 visuomotor train: train a policy on demonstrations, evaluate it, write report.html
@@ -118,6 +118,12 @@ def play_help() -> str:
     """Help of ``visuomotor play``."""
     keys = "".join(f"  {key:<10} {text}\n" for key, text in KEYS.items())
     return f"{_PLAY}Keys\n{keys}\n{_section('', PlayConfig)}"
+
+
+def settings_help(schema: type) -> str:
+    """Help of a command whose settings, described in the docstring of ``schema``, say it all."""
+    title = inspect.cleandoc(schema.__doc__ or "").splitlines()[0].replace("``", "").rstrip(".")
+    return f"{title}\n\n{_section('', schema)}"
 
 
 def _section(title: str, schema: type) -> str:

@@ -19,6 +19,7 @@ MODULES = sorted(p for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))
 ONE_DOOR = (
     ("gym_pusht",),
     ("av",),
+    ("rerun",),
     ("diffusers",),
     ("tensorboard", "torch.utils.tensorboard"),
     ("matplotlib",),

@@ -110,8 +110,8 @@ class ZarrSource(Source):
                 self.findings.append(Finding(severity="warning", array=key, message=f"left out: {error}"))
                 continue
             kept = spec.dtype if plan.kind == "number" else "uint8"
-            role = spec.role if self._store.ours else infer_role(key)
-            self.specs[key] = replace(spec, dtype=kept, role=role, **_known(key) if not self._store.ours else {})
+            told = {} if self._store.ours else {"role": infer_role(key), **_known(key)}
+            self.specs[key] = replace(spec, **{"dtype": kept, **told})
             self._readers[key] = self._blocks(key, plan)
         for name, array in self._files.arrays.items():
             key = name.removeprefix("data/")

@@ -15,7 +15,9 @@ import zarr
 from zarr.codecs import BloscCodec
 from zarr.storage import ZipStore
 
+from visuomotor.data.errors import DataError
 from visuomotor.data.layout import Root
+from visuomotor.data.remote_store import RemoteStore
 
 __all__ = [
     "ChunkFile",
@@ -37,11 +39,14 @@ class ChunkFile:
 
     name: str
     size: int
-    stamp: int
+    stamp: int | str
 
 
 def list_files(root: Root, folder: str) -> Iterator[ChunkFile]:
-    """Every file under ``folder``, in sorted order; the stamp is mtime [ns], or the CRC within a zip archive."""
+    """Every file under ``folder``, in sorted order; the stamp is mtime [ns], the CRC in a zip archive, or the ETag."""
+    if isinstance(root.files, RemoteStore):
+        yield from (ChunkFile(f.name, f.size, f.stamp) for f in root.files.files.files(folder))
+        return
     if isinstance(root.files, ZipStore):
         with zipfile.ZipFile(root.path) as archive:
             for info in sorted(archive.infolist(), key=lambda i: i.filename):
@@ -93,6 +98,12 @@ def lost_chunks(
     """
     if isinstance(root.files, ZipStore):
         return
+    if isinstance(root.files, RemoteStore):
+        sizes = {f.name: f.size for f in root.files.files.files(name)}
+        for path, region in chunks_between(array, name, start, stop):
+            if sizes.get(path, not complete) == 0:
+                yield path, region, "0 bytes" if path in sizes else "the object is missing"
+        return
     codecs = () if array.shards else array.compressors
     blosc = bool(codecs) and (isinstance(codecs[-1], BloscCodec) or getattr(codecs[-1], "codec_id", None) == "blosc")
     for path, region in chunks_between(array, name, start, stop):
@@ -131,7 +142,7 @@ def _decode_error(root: Root, array: zarr.Array, path: str, region: Region) -> s
         before = _version(root, path)
         try:
             array[region]
-        except MemoryError:
+        except (MemoryError, DataError):
             raise
         except Exception as error:  # every decompressor raises a type of its own
             if _version(root, path) == before:
@@ -141,7 +152,7 @@ def _decode_error(root: Root, array: zarr.Array, path: str, region: Region) -> s
 
 
 def _version(root: Root, path: str) -> tuple[int, int] | None:
-    if isinstance(root.files, ZipStore):
+    if isinstance(root.files, ZipStore | RemoteStore):
         return None
     try:
         stat = os.stat(root.path / path)

@@ -6,6 +6,7 @@ Imports without torch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visuomotor.data.errors import DataError
+from visuomotor.data.remote import is_url
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
 
@@ -66,16 +68,27 @@ def plan_array(key: str, spec: ArraySpec, n_steps: int) -> ArrayPlan:
     return ArrayPlan(key, spec, name, (n_steps, *spec.shape))
 
 
-def read_blocks(store: DemoStore, plan: ArrayPlan) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield ``(first row, block [n, ...])`` of the flat array in order, contiguous and verified.
+def read_blocks(store: DemoStore, plan: ArrayPlan, first: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield ``(first row, block [n, ...])`` of the flat array from row ``first`` on, contiguous and verified.
+
+    From a remote store the next block is fetched while this one is used.
 
     Raises:
         DataError: NaN, infinity, or pixels outside the convention of the array; the message names the array, episode,
             step and component.
     """
     gain = image_gain(store, plan.key) if plan.kind == "float_image" else 1
-    for start, block in store.iter_blocks(plan.key, _BLOCK_BYTES):
+    blocks = store.iter_blocks(plan.key, _BLOCK_BYTES, first)
+    for start, block in _ahead(blocks) if is_url(store.path) else blocks:
         yield start, _convert(store, plan, start, block, gain)
+
+
+def _ahead(blocks: Iterator[tuple[int, NDArray[Any]]]) -> Iterator[tuple[int, NDArray[Any]]]:
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = thread.submit(next, blocks, None)
+            yield block
 
 
 def _convert(store: DemoStore, plan: ArrayPlan, start: int, block: NDArray[Any], gain: int) -> NDArray[Any]:

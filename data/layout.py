@@ -18,6 +18,8 @@ from zarr.storage import LocalStore, ZipStore
 
 from visuomotor.data.durable import DurableStore
 from visuomotor.data.errors import DataError, nearest
+from visuomotor.data.remote import UrlPath
+from visuomotor.data.remote_store import RemoteStore, RemoteTree, open_files
 from visuomotor.data.rows import COLUMN_TYPES
 from visuomotor.data.spec import ArraySpec
 
@@ -51,11 +53,13 @@ class Root:
 
     path: Path
     group: zarr.Group
-    files: LocalStore | ZipStore
+    files: LocalStore | ZipStore | RemoteStore
 
     @property
-    def tree(self) -> Path | zipfile.Path:
+    def tree(self) -> Path | zipfile.Path | RemoteTree:
         """Where the files can be listed."""
+        if isinstance(self.files, RemoteStore):
+            return RemoteTree(self.files.files)
         return zipfile.Path(self.path) if isinstance(self.files, ZipStore) else self.path
 
     def arrays(self, folder: str) -> list[str]:
@@ -69,7 +73,7 @@ class Root:
         return sorted(names)
 
 
-def _node_type(p: Path | zipfile.Path) -> str | None:
+def _node_type(p: Path | zipfile.Path | RemoteTree) -> str | None:
     """``"array"``, ``"group"``, ``"damaged"``, or None for a folder that is no Zarr node."""
     for name, kind in ((".zarray", "array"), (".zgroup", "group")):
         if (p / name).exists():
@@ -93,14 +97,19 @@ def open_root(path: Path, mode: str) -> Root:
     Raises:
         DataError: nothing is there, or it is no Zarr group, or it lacks data/ or meta/episode_ends.
     """
-    if not path.exists():
+    if isinstance(path, UrlPath):
+        files: LocalStore | ZipStore | RemoteStore = _open_remote(path)
+    elif not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(
             f"no demonstration store at {path}: nothing is there. In {path.parent}: {nearest(path.name, beside)}"
         )
-    files = _open_zip(path) if path.is_file() else _open_folder(path, mode)
+    else:
+        files = _open_zip(path) if path.is_file() else _open_folder(path, mode)
     try:
         group = zarr.open_group(files, mode="r" if mode == "r" else "r+", use_consolidated=False)
+    except DataError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} has damaged group metadata: {type(error).__name__}: {error}") from None
     root = Root(path, group, files)
@@ -134,6 +143,23 @@ def _open_folder(path: Path, mode: str) -> LocalStore:
     return LocalStore(path, read_only=True) if mode == "r" else DurableStore(path)
 
 
+def _open_remote(path: UrlPath) -> RemoteStore:
+    files = open_files(str(path))
+    kind = _node_type(RemoteTree(files))
+    if kind != "group":
+        beside = "" if kind else f". It has: {_some(list(files.children('')))}"
+        what = {"array": "a single Zarr array", "damaged": "a damaged zarr.json"}.get(
+            str(kind), "no zarr.json, no .zgroup"
+        )
+        raise DataError(f"no demonstration store at {path}: there is {what}. {_EXPECTED}{beside}")
+    if files.children("").get("journal") and (staged := [n for n in files.children("journal") if n.isdigit()]):
+        raise DataError(
+            f"{path} holds {len(staged)} episodes in its journal, which only a local store can read: open the original "
+            "with mode 'a' and close it, then copy it again"
+        )
+    return RemoteStore(files)
+
+
 def _open_zip(path: Path) -> ZipStore:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path} is a file of {path.stat().st_size} bytes, but no zip archive. {_EXPECTED}")
@@ -156,7 +182,7 @@ def open_array(group: zarr.Group, name: str) -> zarr.Array:
     try:
         with zarr.config.set({"array.write_empty_chunks": True}):
             node = group[name]
-    except MemoryError:
+    except (MemoryError, DataError):
         raise
     except Exception as error:  # zarr raises many types for metadata that it cannot read
         raise DataError(f"{name} cannot be opened: {type(error).__name__}: {error}") from None

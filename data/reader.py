@@ -186,6 +186,13 @@ class StoreReader:
             self.specs[name] = part_spec(name, part, self.specs)
             self._parts[name] = part
 
+    def add_name(self, name: str, key: str) -> None:
+        """Read the array ``key`` as ``name`` as well; DataError where there is no such array, or the name is taken."""
+        self.require([key])
+        if name in self.specs:
+            raise DataError(f"{self.path}: {key!r} cannot be renamed to {name!r}: there is an array of that name")
+        self.specs[name], self._parts[name] = self.specs[key], PartConfig(key=key)
+
     def fingerprint(self, keys: Iterable[str]) -> str:
         """Hash of what the store holds for ``keys``: specs, episode ends, and path, size and mtime of every chunk file.
 
@@ -232,7 +239,8 @@ class StoreReader:
         if not 0 <= start <= stop <= self.n_steps:
             raise DataError(f"steps {start} to {stop} of {key!r}: expected a range within 0 to {self.n_steps}")
         if key in self._parts:
-            return np.ascontiguousarray(self.read(self._parts[key].key, start, stop)[:, self._parts[key].dims])
+            rows, dims = self.read(self._parts[key].key, start, stop), self._parts[key].dims
+            return np.ascontiguousarray(rows[:, dims]) if dims else rows
         split = min(max(start, self.n_array_steps), stop)
         parts = [np.empty((0, *self.specs[key].shape), self.specs[key].dtype)] if start == stop else []
         if start < split:
@@ -252,7 +260,7 @@ class StoreReader:
         for _ in range(_PATIENCE):
             try:
                 return np.asarray(array[start:stop]).astype(self.specs[key].dtype, copy=False)
-            except MemoryError:
+            except (MemoryError, DataError):
                 raise
             except Exception as error:  # every decompressor raises a type of its own
                 for path, region, why in find_damage(self.root, array, name, start, stop, complete=self.ours):
@@ -288,11 +296,7 @@ class StoreReader:
         """Global steps of episode ``index``; negative numbers count from the last."""
         n = self.n_episodes
         if not -n <= index < n:
-            raise DataError(
-                f"{self.path} has no episode {index}: it has {n} (0 to {n - 1})"
-                if n
-                else f"{self.path} has no episodes"
-            )
+            raise DataError(f"{self.path} has no episode {index}: it has {n}" + (f" (0 to {n - 1})" if n else ""))
         ends, index = self.episode_ends, index % n
         return slice(int(ends[index - 1]) if index else 0, int(ends[index]))
 
@@ -301,8 +305,10 @@ class StoreReader:
         span = self.episode_slice(index)
         return {key: self.read(key, span.start, span.stop) for key in self.specs}
 
-    def iter_blocks(self, key: str, block_bytes: int = _BLOCK_BYTES) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first global step, rows) over the whole array, in order.
+    def iter_blocks(
+        self, key: str, block_bytes: int = _BLOCK_BYTES, first: int = 0
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first global step, rows) over the array from the step ``first`` on, in order.
 
         A block is a whole number of chunk files, at most ``block_bytes`` unless one chunk is larger: each chunk is
         decoded once.
@@ -312,7 +318,7 @@ class StoreReader:
         spec, rows = self.specs[whole], chunk_rows(self.arrays[whole])
         row_bytes = max(1, spec.size * np.dtype(spec.dtype).itemsize)
         rows *= max(1, block_bytes // (rows * row_bytes))
-        for start in range(0, self.n_steps, rows):
+        for start in range(first, self.n_steps, rows):
             yield start, self.read(key, start, min(start + rows, self.n_steps))
 
     def _check_open(self) -> None:
@@ -328,7 +334,7 @@ def _read_ends(array: zarr.Array, path: Path) -> np.ndarray:
     try:
         ends = np.asarray(array[:]).astype(np.int64)
     except Exception as error:  # every decompressor raises a type of its own
-        raise DataError(f"{name} is damaged: {error}") from None
+        raise error if isinstance(error, DataError) else DataError(f"{name} is damaged: {error}") from None
     fill = int(array.fill_value) if array.fill_value is not None else 0
     written = np.flatnonzero(ends != min(fill, 0))
     ends = ends[: int(written[-1]) + 1 if len(written) else 0]

@@ -29,6 +29,7 @@ from visuomotor.data.errors import DataError
 from visuomotor.data.journal import StagedEpisode, clean_journal
 from visuomotor.data.layout import Root, create_layout, open_root
 from visuomotor.data.reader import StoreReader
+from visuomotor.data.remote import UrlPath, as_path
 from visuomotor.data.rows import check_keys, conform, conform_columns
 from visuomotor.data.spec import ArraySpec
 
@@ -36,6 +37,10 @@ __all__ = ["DemoStore"]
 
 _JOURNAL_BYTES = 1 << 30
 _JOURNAL_EPISODES = 256
+_LOCAL_ONLY = (
+    "{path} cannot be written: crash-safe appending needs renames and flushes, which object stores lack. Write a "
+    "local store, then copy the closed folder (aws s3 cp --recursive, gcloud storage cp -r)"
+)
 
 
 class DemoStore(StoreReader):
@@ -51,7 +56,7 @@ class DemoStore(StoreReader):
         """Open a Zarr group (version 2 or 3; folder, or ``.zarr.zip`` for reading).
 
         Args:
-            path: the store.
+            path: the store; for reading also a URL (see :mod:`visuomotor.data.remote`).
             mode: ``"r"`` reads, ``"a"`` also appends; one writer at a time.
             journal_bytes: with ``"a"``, committed episodes are moved into the arrays when they exceed this many bytes,
                 and at :meth:`close`.
@@ -59,9 +64,11 @@ class DemoStore(StoreReader):
         Raises:
             DataError: no store is there, it is damaged in its structure, or it cannot be written as asked.
         """
-        path = Path(path).expanduser()
+        path = as_path(path)
         if mode not in ("r", "a"):
             raise DataError(f"unknown mode {mode!r}: expected 'r' (read) or 'a' (read and append)")
+        if mode == "a" and isinstance(path, UrlPath):
+            raise DataError(_LOCAL_ONLY.format(path=path))
         try:
             root = open_root(path, "r")
         except OSError as error:
@@ -113,7 +120,9 @@ class DemoStore(StoreReader):
         Raises:
             DataError: something is at ``path`` already, or a spec or column cannot be stored.
         """
-        path = Path(path).expanduser()
+        path = as_path(path)
+        if isinstance(path, UrlPath):
+            raise DataError(_LOCAL_ONLY.format(path=path))
         if path.suffix == ".zip":
             raise DataError(f"{path}: a store is created as a folder; zip the finished folder if one file is wanted")
         if path.exists() and not overwrite:

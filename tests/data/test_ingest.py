@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -18,8 +19,10 @@ class Blocks:
         self.values, self.episode_ends = values, np.array(ends)
         self.specs = {"x": ArraySpec(shape=values.shape[1:], dtype=values.dtype.name)}
 
-    def iter_blocks(self, key, max_bytes):
-        for start in range(0, len(self.values), 10):
+    path = Path("blocks")
+
+    def iter_blocks(self, key, max_bytes, first=0):
+        for start in range(first, len(self.values), 10):
             yield start, self.values[start : start + 10]
 
     def ingest(self):

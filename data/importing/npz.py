@@ -10,7 +10,6 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, cast
@@ -80,8 +79,8 @@ class NpzSource(Source):
         if ends is not None:
             self._ends = _read_ends(ends)
         arrays, columns = self._sort(first, files[0])
-        self._arrays = {key: entry.name for key, entry in arrays.items()}
-        self._columns = {name: entry.name for name, entry in columns.items()}
+        self._arrays = {key: entry.key for key, entry in arrays.items()}
+        self._columns = {name: entry.key for name, entry in columns.items()}
         self.columns = {name: _COLUMN_KINDS[entry.dtype.kind] for name, entry in columns.items()}
         self.fps, self.specs = _specs(first, arrays)
         self._entries = entries
@@ -104,7 +103,7 @@ class NpzSource(Source):
         else:
             numeric = [e for e in data.values() if e.shape and e.dtype.kind != "U"]
             lengths = Counter(e.shape[0] for e in numeric)
-            acting = next((e.shape[0] for e in numeric if _short(e.name) == "action"), None)
+            acting = next((e.shape[0] for e in numeric if _short(e.key) == "action"), None)
             n_steps = acting if acting is not None else lengths.most_common(1)[0][0] if lengths else 0
             n_values = None
         arrays: dict[str, NpyEntry] = {}
@@ -125,7 +124,7 @@ class NpzSource(Source):
                 self.findings.append(Finding(severity="warning", array=name, message=message))
                 continue
             if key in where:
-                raise DataError(f"{file}: entries {where[key].name!r} and {name!r} would have one name, {key!r}")
+                raise DataError(f"{file}: entries {where[key].key!r} and {name!r} would have one name, {key!r}")
             where[key] = entry
         if not arrays or n_steps < 1:
             raise DataError(f"{file} holds no array of steps. It has: {', '.join(sorted(entries)) or 'nothing'}")
@@ -177,7 +176,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 
 def _short(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_]", "_", _PREFIXES.sub("", name.removesuffix(".npy")))
+    return re.sub(r"[^A-Za-z0-9_]", "_", _PREFIXES.sub("", name))
 
 
 def _read_ends(entry: NpyEntry) -> np.ndarray:
@@ -200,10 +199,14 @@ def _specs(entries: dict[str, NpyEntry], arrays: dict[str, NpyEntry]) -> tuple[f
         told = json.loads(str(read_entry(entries[ATTRIBUTES])))
         fps = None if told["fps"] is None else check_fps(told["fps"])
         declared = {k: ArraySpec.from_dict(d) for k, d in told["keys"].items()}
-        same = {k: declared[k] for k, s in inferred.items() if replace(declared[k], dtype=s.dtype).shape == s.shape}
+        same = {k: d for k, d in declared.items() if k in inferred and _alike(d, inferred[k])}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{entries[ATTRIBUTES].where} is damaged: {type(error).__name__}: {error}") from None
     return fps, {**inferred, **same}
+
+
+def _alike(a: ArraySpec, b: ArraySpec) -> bool:
+    return (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
 def _map(entry: NpyEntry) -> np.ndarray:

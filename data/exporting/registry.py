@@ -20,6 +20,7 @@ _GROUP = "visuomotor.exporters"
 # Loaded when asked for: most need a package of their own.
 _FORMATS: dict[str, str] = {
     "lerobot": "visuomotor.data.exporting.lerobot:export_lerobot",
+    "mcap": "visuomotor.data.exporting.mcap:export_mcap",
     "npz": "visuomotor.data.exporting.npz:export_npz",
     "robomimic": "visuomotor.data.exporting.robomimic:export_robomimic",
 }

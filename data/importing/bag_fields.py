@@ -104,7 +104,7 @@ class FieldReader:
 
     Attributes:
         width: number of components.
-        names: of the components.
+        names: of the components, ``()`` where they have none.
         integer: they are whole numbers in the message.
 
     Raises:
@@ -125,7 +125,8 @@ class FieldReader:
         if read is None:
             has = f": it has {', '.join(first[self.per_joint])}" if self.per_joint else ""
             raise DataError(f"keys.{key}: a message of {spec.topic} has no such part{has}")
-        self.width, self.names = len(read[0]), tuple(read[1])
+        plain = all(n.startswith("[") for n in read[1])  # an array: its places have no names
+        self.width, self.names = len(read[0]), () if plain else tuple(read[1])
         self.integer = read[2]
         if not self.width:
             raise DataError(f"keys.{key}: {spec.topic} has no numbers at {', '.join(self.paths)}")

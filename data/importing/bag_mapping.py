@@ -40,6 +40,7 @@ class KeyMap:
         max_age: values older than this [s] are reported; by default three intervals of the topic.
         latched: its last value holds to the end of the episode, and from before its start.
         size: ``[height, width]`` to which pictures are resized.
+        shape: of one step, where the numbers are no plain vector.
     """
 
     topic: str
@@ -56,6 +57,7 @@ class KeyMap:
     max_age: float | None = None
     latched: bool = False
     size: tuple[int, int] | None = None
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +156,10 @@ def _key(name: str, given: Any) -> KeyMap:
         if not isinstance(size, list | tuple) or len(size) != 2 or not all(_is_int(n) and n > 0 for n in size):
             raise ConfigError(f"{what}.size is {size!r}: expected [height, width]")
         d["size"] = (int(size[0]), int(size[1]))
+    if (shape := d.get("shape")) is not None:
+        if not isinstance(shape, list | tuple) or not all(_is_int(n) and n > 0 for n in shape):
+            raise ConfigError(f"{what}.shape is {shape!r}: expected a list of sizes")
+        d["shape"] = tuple(shape)
     _choice(d.get("interpolation"), INTERPOLATIONS, f"{what}.interpolation")
     _choice(d.get("clock"), CLOCKS, f"{what}.clock")
     _choice(d.get("role"), ROLES, f"{what}.role")

@@ -189,7 +189,8 @@ def episode_arrays(
         if stream.values is None:
             arrays[key] = _pictures(index, plan, stream, when)
         else:
-            arrays[key] = _cast(key, rs.resample(stream.times, stream.values, when, plan.how), plan)
+            values = _cast(key, rs.resample(stream.times, stream.values, when, plan.how), plan)
+            arrays[key] = values.reshape(len(at), *plan.spec.shape)
         findings += _report(key, plan, stream, when, fps, number)
     return arrays, findings
 

@@ -38,7 +38,8 @@ _KINDS = {str: "str", bool: "bool", int: "int64", float: "float64"}
 
 
 class BagSource(Source):
-    """One bag, or a folder of bags. Without a mapping it is refused, with a table of what is in it.
+    """One bag, or a folder of bags. Without a mapping it is refused, with a table of what is in it; files that
+    ``visuomotor data export`` wrote bring their own.
 
     Options: ``mapping``: a YAML file, or its content (:class:`BagMapping`). ``fps``: steps per second, before the
     mapping's. ``template``: a file that gets a first mapping to edit.
@@ -54,9 +55,13 @@ class BagSource(Source):
         self._bags = find_recordings(path)
         if not self._bags:
             raise DataError(f"{path} holds no bag: neither .bag, .mcap, .db3, nor the folder of a ROS 2 bag")
-        if options.get("mapping") is None:
+        mapping = options.get("mapping")
+        if mapping is None and options.get("template") is None:
+            with _explained(self._bags[0]):
+                mapping = open_recording(self._bags[0]).mapping
+        if mapping is None:
             raise ConfigError(self._proposal(options.get("template")))
-        self._mapping: BagMapping = load_mapping(options["mapping"])
+        self._mapping: BagMapping = load_mapping(mapping)
         fps = options.get("fps", self._mapping.fps)
         if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 1e6:
             raise ConfigError(f"fps is {fps!r}: give the steps per second, in the mapping or by options.fps")
@@ -163,7 +168,11 @@ class BagSource(Source):
             unit = given.unit or {"uint16": "mm", "float32": "m"}.get(dtype)
         else:
             shape, dtype, unit = (reader.width,), given.dtype or "float32", given.unit
-            names = given.names or reader.names
+            names = given.names or reader.names or None
+            if given.shape is not None:
+                if np.prod(given.shape, dtype=np.int64) != reader.width:
+                    raise ConfigError(f"keys.{name}: {reader.width} numbers are no array of shape {list(given.shape)}")
+                shape, names = given.shape, given.names
             decimal = role == "observation" and not reader.integer and dtype.startswith("float")
             how = given.interpolation or ("linear" if decimal else "hold")
         if how in ("linear", "angle", "slerp") and (reader is None or not dtype.startswith("float")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from collections.abc import Collection, Iterator
@@ -11,10 +12,22 @@ from typing import BinaryIO, NamedTuple
 from visuomotor.data.errors import DataError
 from visuomotor.data.importing.recording import Message, Recording, Topic, decompress, read_exactly, ros_type
 
-__all__ = ["MAGIC", "McapFile"]
+__all__ = ["MAGIC", "METADATA", "McapFile"]
 
 MAGIC = b"\x89MCAP0\r\n"
-_FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _CHUNK_INDEX, _STATISTICS, _DATA_END = 2, 3, 4, 5, 6, 8, 11, 15
+_FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _CHUNK_INDEX, _STATISTICS, _METADATA, _METADATA_INDEX, _DATA_END = (
+    2,
+    3,
+    4,
+    5,
+    6,
+    8,
+    11,
+    12,
+    13,
+    15,
+)
+METADATA = "visuomotor"  # name of the metadata record whose "mapping" says (JSON) which arrays the topics are
 _SCHEMAS = {"ros2msg": "msg", "ros1msg": "msg", "ros2idl": "idl", "omgidl": "idl"}
 
 
@@ -105,7 +118,9 @@ class McapFile(Recording):
         statistics = False
         for op, body in _records(memoryview(data)):
             self._take(op, body)
-            if op == _CHUNK_INDEX:
+            if op == _METADATA_INDEX:
+                self._read_metadata(file, _Reader(body))
+            elif op == _CHUNK_INDEX:
                 r = _Reader(body)
                 low, high, pos = r.number("Q"), r.number("Q"), r.number("Q")
                 r.number("Q")
@@ -121,13 +136,33 @@ class McapFile(Recording):
         if not statistics or n_chunks != len(self._chunks) or not self._chunks or not self._channels:
             raise DataError("its summary has no index")
 
+    def _read_metadata(self, file: BinaryIO, r: _Reader) -> None:
+        pos, length = r.number("Q"), r.number("Q")
+        if r.text() == METADATA and pos < self.size:
+            file.seek(pos)
+            for op, body in _records(memoryview(read_exactly(file, length, self.size, "metadata"))):
+                self._take(op, body)
+
     def _take(self, op: int, body: memoryview) -> None:
         r = _Reader(body)
         if op == _SCHEMA:
-            self._schemas[r.number("H")] = (r.text(), r.text(), r.text())
+            number = r.number("H")
+            self._schemas[number] = (r.text(), r.text(), r.text())
+        elif op == _METADATA and r.text() == METADATA:
+            self._take_metadata(_Reader(r.bytes()))
         elif op == _CHANNEL:
             number, schema = r.number("H"), r.number("H")
             self._channels[number] = (r.text(), r.text(), schema)
+
+    def _take_metadata(self, r: _Reader) -> None:
+        while r.pos < len(r.data):
+            name, value = r.text(), r.text()
+            if name == "mapping":
+                try:
+                    found = json.loads(value)
+                except (ValueError, RecursionError):
+                    raise DataError(f"{self.path}: the mapping in it is no JSON") from None
+                self.mapping = found if isinstance(found, dict) else None
 
     def _scan(self, file: BinaryIO, reason: str) -> None:
         """Find all without the summary, up to where the file breaks off."""

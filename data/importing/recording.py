@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from visuomotor.data.errors import DataError, MissingExtraError
 
@@ -48,12 +48,14 @@ class Recording(ABC):
         topics: by name; those that can be read.
         unreadable: topics in another encoding, with the reason.
         notes: what is wrong with the file as a whole and was got around.
+        mapping: nested dicts, if the file says itself which arrays its topics are.
     """
 
     path: Path
     topics: dict[str, Topic]
     unreadable: dict[str, str]
     notes: list[str]
+    mapping: dict[str, Any] | None = None
 
     @abstractmethod
     def messages(self, topics: Collection[str], start: int | None = None, stop: int | None = None) -> Iterator[Message]:

@@ -24,6 +24,7 @@ _FORMATS: dict[str, str] = {
     "zarr": "visuomotor.data.importing.zarr_buffer:ZarrSource",
     "npz": "visuomotor.data.importing.npz:NpzSource",
     "bag": "visuomotor.data.importing.bags:BagSource",
+    "rlds": "visuomotor.data.importing.rlds:RldsSource",
 }
 
 

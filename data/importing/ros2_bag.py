@@ -114,7 +114,7 @@ class FolderBag(Recording):
         self._compressed = mode == "message"
         self.notes = [f"{name} is named in metadata.yaml and absent" for name in absent]
         self._files = [_open_file(f) for f in files if f.name not in absent]
-        self.topics, self.unreadable = {}, {}
+        self.topics, self.unreadable, self.mapping = {}, {}, self._files[0].mapping
         for part in self._files:
             self.unreadable.update(part.unreadable)
             self.notes += [f"{part.path.name}: {note}" for note in part.notes]

@@ -65,7 +65,7 @@ class AlohaSource(Source):
         self.findings = self._holes()
         with Hdf5File(files[0]) as h5:
             stored = _arrays(h5)
-            self._sources = {_name(source): source for source in stored}
+            self._sources = {_name(source, files[0]): source for source in stored}
             if len(self._sources) < len(stored):
                 raise DataError(f"{files[0]}: two arrays would have one name: {', '.join(stored)}")
             self.specs = {name: _spec(h5, source, stored[source]) for name, source in self._sources.items()}
@@ -146,11 +146,11 @@ def _arrays(h5: Hdf5File) -> dict[str, Stored]:
     return kept
 
 
-def _name(source: str) -> str:
+def _name(source: str, where: Path) -> str:
     for prefix in (_IMAGES, _OBS):
         if source.startswith(prefix):
-            return store_name(source.removeprefix(prefix))
-    return store_name(source)
+            return store_name(source.removeprefix(prefix), where)
+    return store_name(source, where)
 
 
 def _spec(h5: Hdf5File, source: str, stored: Stored) -> ArraySpec:

@@ -27,7 +27,7 @@ _SLACK_BYTES = 16 << 20  # what a file may declare without storing it: fill valu
 _RATIO = 1100  # deflate packs 1032 : 1 at best (RFC 1951), JPEG about 1000 : 1
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _BUILT_IN = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
-_MAX_DEPTH, _MAX_LEAVES, _MAX_ATTRIBUTE, _MAX_TEXTS = 8, 4096, 16 << 20, 1_000_000
+_MAX_DEPTH, _MAX_LEAVES, _MAX_ATTRIBUTE, _MAX_TEXTS = 8, 1024, 16 << 20, 1_000_000
 _MAX_TEXT_BYTES = 64 << 20
 
 
@@ -184,7 +184,7 @@ class Hdf5File:
         for part in filter(None, name.split("/")):
             if not isinstance(node, self._h5.Group) or part not in node:
                 beside = list(node) if isinstance(node, self._h5.Group) else []
-                raise DataError(f"{self.path} has no {name!r}. {nearest(part, beside)}")
+                raise DataError(f"{self.path} has no {name.strip('/')!r}. {nearest(part, beside)}")
             link = node.get(part, getlink=True)
             if type(link) is not self._h5.HardLink:
                 raise DataError(f"{self._at(name)} is reached by a {type(link).__name__}: links are not followed")

@@ -92,7 +92,9 @@ class MinariSource(Source):
         self.fps = None if self._options["fps"] is None else float(self._options["fps"])
         stored = self._arrays(found[0])
         self._texts = {
-            store_name(_short(k)): k for k, s in stored.items() if s.kind == "text" and k.startswith("observ")
+            store_name(_short(k), self._file_path): k
+            for k, s in stored.items()
+            if s.kind == "text" and k.startswith("observ")
         }
         self._sources: dict[str, tuple[str, int]] = {}  # name in the store: name in the file, first row
         self.specs = {}
@@ -107,7 +109,7 @@ class MinariSource(Source):
         spec = self._spec(episode, source, array)
         if spec.size == 0:
             return
-        name = _named(source, spec)
+        name = _named(source, spec, self._file_path)
         names = [(name, 0)]
         if source.partition("/")[0] == "observations" and self._options["next_obs"]:
             names.append((f"next_{name}", 1))
@@ -189,15 +191,15 @@ def _short(source: str) -> str:
     return source.partition("/")[2] or source
 
 
-def _named(source: str, spec: ArraySpec) -> str:
+def _named(source: str, spec: ArraySpec, where: Path) -> str:
     top, _, rest = source.partition("/")
     if top == "observations":
-        return store_name(rest) if rest else "image" if spec.is_image else "state"
+        return store_name(rest, where) if rest else "image" if spec.is_image else "state"
     if top == "actions":
-        return store_name(f"action_{rest}") if rest else "action"
+        return store_name(f"action_{rest}", where) if rest else "action"
     if top == "infos":
-        return store_name(f"info_{rest}") if rest else "info"
-    return _ONCE[source][0] if source in _ONCE else store_name(source)
+        return store_name(f"info_{rest}", where) if rest else "info"
+    return _ONCE[source][0] if source in _ONCE else store_name(source, where)
 
 
 def _metadata(path: Path) -> dict[str, Any]:

@@ -14,15 +14,15 @@ __all__ = ["choose", "numbered", "store_name"]
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]*")
 
 
-def store_name(source: str) -> str:
-    """A name for a store of a name in a file: of ``robot/pos.x`` it is ``robot_pos_x``.
+def store_name(source: str, where: object = "") -> str:
+    """A name for a store of a name in the file ``where``: of ``robot/pos.x`` it is ``robot_pos_x``.
 
     Raises:
         DataError: it has characters that no array of a store has.
     """
     name = re.sub(r"[/. :]", "_", source)
     if not _NAME.fullmatch(name):
-        raise DataError(f"{source!r} is no name for an array: expected letters, digits, '_' and '-'")
+        raise DataError(f"{where}: {source!r} is no name for an array: expected letters, digits, '_' and '-'")
     return name
 
 

@@ -130,7 +130,7 @@ class RobomimicSource(Source):
             if name is None:
                 continue
             if name in sources:
-                name = store_name(source)  # an observation of the name of another array
+                name = store_name(source, self._file_path)  # an observation of the name of another array
             if name in sources:
                 raise DataError(f"{self._file_path}: {sources[name]} and {source} would both be {name!r}")
             sources[name] = source
@@ -139,9 +139,9 @@ class RobomimicSource(Source):
     def _name(self, source: str) -> str | None:
         """Name in the store; None for what our export added."""
         if not self._ours:
-            return _name(source)
+            return _name(source, self._file_path)
         entry = _at(self._ours, "keys", source)
-        return None if entry is None else store_name(str(entry.get("name")))
+        return None if entry is None else store_name(str(entry.get("name")), self._file_path)
 
     def _spec(self, source: str, stored: Stored) -> ArraySpec:
         plain = _spec(source, stored)
@@ -255,13 +255,13 @@ def _file(path: Path) -> Path:
     return path / "demo.hdf5" if path.is_dir() else path
 
 
-def _name(source: str) -> str:
+def _name(source: str, where: Path) -> str:
     group, _, rest = source.partition("/")
     if group == "obs" and rest:
-        return store_name(rest)
+        return store_name(rest, where)
     if group == "next_obs" and rest:
-        return store_name(f"next_{rest}")
-    return _NAMES[source][0] if source in _NAMES else store_name(source)
+        return store_name(f"next_{rest}", where)
+    return _NAMES[source][0] if source in _NAMES else store_name(source, where)
 
 
 def _spec(source: str, stored: Stored) -> ArraySpec:

@@ -125,7 +125,7 @@ class IsaacSimulator(Simulator):
     def set_state(self, worlds: Selection, state: Tensor) -> None:
         sizes = [v[0].numel() for v in self._fields.values()]
         for field, value in zip(self._fields.values(), state.split(sizes, 1), strict=True):
-            worlds.put(field, value.reshape(-1, *field.shape[1:]))
+            worlds.put(field, value.reshape(value.shape[0], *field.shape[1:]))
         self.forward(worlds)
 
     def overflow(self) -> dict[str, int]:

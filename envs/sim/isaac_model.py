@@ -54,6 +54,7 @@ class IsaacModel:
             raise ConfigError("nothing in the model moves or collides: there is nothing to simulate")
         _check(model)
         self._drive = _drives(model)
+        self._weightless = [_weightless(model, t) for t in self.trees]
         self._filters = _filters(model, self.trees)
         self.ground = _ground(model)
         links = [n for t in self.trees for n in t.shapes]
@@ -71,7 +72,7 @@ class IsaacModel:
                 {
                     "file": f"actor{i}.urdf",
                     "fixed": not tree.floating,
-                    "weightless": _weightless(m, tree),
+                    "weightless": self._weightless[i],
                     "placed": tree.floating or self._mocap(tree) >= 0,
                     "jointed": bool(tree.joints),
                     "pose": [float(x) for x in (*p, *q[[1, 2, 3, 0]])],

@@ -82,8 +82,8 @@ class _Asset:
 
 
 class _Env:
-    def __init__(self, origin):
-        self.origin, self.actors, self.spec = origin, [], mujoco.MjSpec()
+    def __init__(self, origin, first):
+        self.origin, self.first, self.actors, self.spec = origin, first, [], mujoco.MjSpec()
         self.drive, self.body, self.shape = {}, {}, {}
         self.changed = True
 
@@ -125,7 +125,8 @@ class Gym:
     def create_env(self, sim, lower, upper, per_row):
         i = len(sim.envs)
         size = upper.x - lower.x
-        sim.envs.append(_Env(np.array([i % per_row * size, i // per_row * size, 0.0])))
+        first = sum(len(e.actors) for e in sim.envs)
+        sim.envs.append(_Env(np.array([i % per_row * size, i // per_row * size, 0.0]), first))
         return sim.envs[-1]
 
     def begin_aggregate(self, env, bodies, shapes, self_collisions):
@@ -153,11 +154,7 @@ class Gym:
         return handle
 
     def get_actor_index(self, env, handle, domain):
-        return env.world * len(env.actors) + handle if hasattr(env, "world") else self._count(env) + handle
-
-    def _count(self, env):
-        self._envs = [*getattr(self, "_envs", []), env] if env not in getattr(self, "_envs", []) else self._envs
-        return self._envs.index(env) * max(len(e.actors) for e in self._envs)
+        return env.first + handle
 
     # ---- properties
 
@@ -191,8 +188,7 @@ class Gym:
     def prepare_sim(self, sim):
         import torch
 
-        for world, env in enumerate(sim.envs):
-            env.world = world
+        for env in sim.envs:
             self._compile(sim, env)
         actors, dofs = len(sim.envs[0].actors), len(sim.envs[0].columns)
         sim.root = torch.zeros(len(sim.envs) * actors, 13)

@@ -15,6 +15,8 @@ from visuomotor.data.spec import ArraySpec
 
 __all__ = ["ExportJob", "Exporter", "check_options"]
 
+_BLOCK_BYTES = 64 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportJob:
@@ -53,12 +55,33 @@ class ExportJob:
 
     def iter_episodes(self) -> Iterator[tuple[int, dict[str, np.ndarray], dict[str, Any]]]:
         """``(index in the store, {key: [L, *shape]}, {column: value})`` one by one; tells the progress."""
-        columns = self.store.episode_columns
-        for done, episode in enumerate(self.episodes, start=1):
-            values = {name: _plain(column[episode]) for name, column in columns.items()}
-            yield episode, {key: self.read(key, episode) for key in self.keys}, values
-            if self.on_progress is not None:
-                self.on_progress(done, len(self.episodes))
+        columns, ends, done = self.store.episode_columns, self.store.episode_ends, 0
+        for run in self._runs():
+            start = self.store.episode_slice(run[0]).start
+            block = {key: self.store.read(key, start, int(ends[run[-1]])) for key in self.keys}
+            for episode in run:
+                values = {name: _plain(column[episode]) for name, column in columns.items()}
+                stop = int(ends[episode]) - start
+                first = (int(ends[episode - 1]) if episode else 0) - start
+                yield episode, {key: rows[first:stop] for key, rows in block.items()}, values
+                done += 1
+                if self.on_progress is not None:
+                    self.on_progress(done, len(self.episodes))
+
+    def _runs(self) -> Iterator[list[int]]:
+        """Adjacent episodes that are read at once: small reads of a Zarr store are slow."""
+        row_bytes = sum(s.size * np.dtype(s.dtype).itemsize for s in self.specs.values())
+        run: list[int] = []
+        size = 0
+        for episode in self.episodes:
+            span = self.store.episode_slice(episode)
+            more = (span.stop - span.start) * row_bytes
+            if run and (episode != run[-1] + 1 or size + more > _BLOCK_BYTES):
+                yield run
+                run, size = [], 0
+            run.append(episode)
+            size += more
+        yield run
 
     def fps(self) -> float:
         """Steps per second [Hz]: the option ``fps``, else what the store says.

@@ -6,6 +6,7 @@ Writes every step's numbers, its task, and a few pictures, for the test that sta
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 def import_torchvision() -> Any:
     """Torchvision; one built for another torch lacks operators that nothing here calls, so they are declared."""
     try:
-        import torchvision
+        return import_module("torchvision")
     except RuntimeError:
         for name in [n for n in sys.modules if n.startswith("torchvision")]:
             del sys.modules[name]
@@ -25,16 +26,14 @@ def import_torchvision() -> Any:
         for op in ("nms", "qnms", "qroi_align", *pools, *(f"_{p}_backward" for p in pools)):
             library.define(f"{op}(Tensor x) -> Tensor")
         globals()["_library"] = library  # operators live as long as their library
-        import torchvision
-    return torchvision
+        return import_module("torchvision")
 
 
 def main() -> None:
     import_torchvision()
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
+    loader = import_module("lerobot.datasets.lerobot_dataset")
     root, out, image = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    dataset = LeRobotDataset("local/exported", root=root)
+    dataset = loader.LeRobotDataset("local/exported", root=root)
     table = dataset.hf_dataset.with_format("numpy")
     found: dict[str, Any] = {f"table/{k}": np.stack(table[k][:]) for k in table.column_names if k != image}
     found["lengths"] = np.array([dataset.meta.episodes[i]["length"] for i in range(dataset.meta.total_episodes)])

@@ -12,14 +12,14 @@ from rich.table import Table
 from visuomotor.data.describe import describe
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.store import DemoStore
-from visuomotor.data.validate import validate
 
 __all__ = ["main"]
 
 USAGE = """\
 visuomotor data inspect <zarr> [json]   episodes, arrays and statistics; as JSON for programs
 visuomotor data validate <zarr>         decode everything and name what is wrong: array, episode, step;
-                                        exit status 1 if there is an error
+                                        fix=<zarr> mends it; exit status 1 if there is an error
+visuomotor data edit <zarr> <out> <operation>   filter, split, merge, trim, resample, ...; its --help lists them
 visuomotor data import <path> <zarr>    demonstrations of another format; its --help lists the settings
 visuomotor data export <zarr> <path> format=<format>   write it as others read it
 visuomotor data replay <zarr> <new zarr> sites=[...] cameras=[...]   poses and pictures of recorded simulator states
@@ -37,7 +37,15 @@ def main(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
-    verbs = {"inspect": _inspect, "validate": _validate}
+    verbs = {"inspect": _inspect}
+    if words[0] == "validate":
+        from visuomotor.configs.validate_data import main as validate
+
+        return validate(words[1:])
+    if words[0] == "edit":
+        from visuomotor.configs.edit_data import main as edit
+
+        return edit(words[1:])
     if words[0] == "generate":
         return _generate(words[1:])
     if words[0] == "import":
@@ -57,7 +65,7 @@ def main(words: Sequence[str]) -> int:
 
         return {"view": view_data.view, "report": view_data.report, "video": view_data.video}[words[0]](words[1:])
     if words[0] not in verbs:
-        known = [*verbs, "export", "generate", "report", "video", "view"]
+        known = [*verbs, "edit", "export", "generate", "report", "validate", "video", "view"]
         raise ConfigError(f"unknown command 'data {words[0]}'. {nearest(words[0], known)}")
     if len(words) < 2:
         raise ConfigError(f"data {words[0]}: give the path of a Zarr store")
@@ -121,17 +129,3 @@ def _table(keys: dict[str, Any]) -> Table:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _validate(store: DemoStore, options: list[str]) -> int:
-    if options:
-        raise ConfigError(f"data validate takes no options, got {options[0]!r}")
-    findings = validate(store)
-    for finding in findings:
-        print(finding)
-    errors = sum(f.severity == "error" for f in findings)
-    print(
-        f"{store.path}: {store.n_episodes} episodes, {store.n_steps} steps, "
-        f"{errors} error(s), {len(findings) - errors} warning(s)"
-    )
-    return 1 if errors else 0

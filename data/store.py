@@ -56,7 +56,8 @@ class DemoStore(StoreReader):
         """Open a Zarr group (version 2 or 3; folder, or ``.zarr.zip`` for reading).
 
         Args:
-            path: the store; for reading also a URL (see :mod:`visuomotor.data.remote`).
+            path: the store; for reading also a URL (see :mod:`visuomotor.data.remote`), or a view of a store
+                (``.json``, see :mod:`visuomotor.data.editing.view`).
             mode: ``"r"`` reads, ``"a"`` also appends; one writer at a time.
             journal_bytes: with ``"a"``, committed episodes are moved into the arrays when they exceed this many bytes,
                 and at :meth:`close`.
@@ -69,6 +70,8 @@ class DemoStore(StoreReader):
             raise DataError(f"unknown mode {mode!r}: expected 'r' (read) or 'a' (read and append)")
         if mode == "a" and isinstance(path, UrlPath):
             raise DataError(_LOCAL_ONLY.format(path=path))
+        if path.suffix == ".json":
+            return _open_view(path, mode)
         try:
             root = open_root(path, "r")
         except OSError as error:
@@ -247,3 +250,11 @@ class DemoStore(StoreReader):
     def __repr__(self) -> str:
         keys = ", ".join(self.specs)
         return f"DemoStore({str(self.path)!r}, {self.n_episodes} episodes, {self.n_steps} steps of {keys})"
+
+
+def _open_view(path: Path, mode: str) -> DemoStore:
+    from visuomotor.data.editing.view import open_view  # a view is a store itself
+
+    if mode != "r":
+        raise DataError(f"{path} is a view, which is read only: append to the store that it is of")
+    return open_view(path)

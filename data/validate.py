@@ -18,6 +18,7 @@ from visuomotor.data.checks.survey import survey
 from visuomotor.data.checks.thresholds import Thresholds
 from visuomotor.data.checks.values import check_values
 from visuomotor.data.checks.vectors import Vectors, low_dim
+from visuomotor.data.editing.view import StoreView
 from visuomotor.data.store import DemoStore
 
 __all__ = ["Finding", "validate"]
@@ -47,10 +48,14 @@ def validate(
     limits = thresholds or Thresholds()
     findings = [*check_structure(store)]
     watches = {k: FrameWatch(s, store.n_steps) for k, s in store.specs.items() if s.is_image or s.is_depth}
+    own_files = not isinstance(store, StoreView)
     for key in store.keys:
-        if not store.ours:  # zarr writers leave out chunks that equal the fill value; we never do
+        if own_files and not store.ours:  # zarr writers leave out chunks that equal the fill value; we never do
             findings += missing_chunks(store, key)
-        findings += check_values(store, key, watches.get(key)) if values else short_chunks(store, key)
+        if values:
+            findings += check_values(store, key, watches.get(key), own_files=own_files)
+        elif own_files:
+            findings += short_chunks(store, key)
     if values:
         findings += check_journal(store)
         findings += _contents(store, watches, limits, findings)

@@ -39,7 +39,7 @@ def check_outliers(
 
 
 def _robust(x: FloatArray) -> FloatArray:
-    """Deviations from the median along the first axis, in robust standard deviations (a quarter of the plain one or more)."""
+    """Deviations from the median along the first axis, in robust standard deviations (at least a plain one / 4)."""
     middle = np.median(x, axis=0)
     sigma = _TO_SIGMA * np.median(np.abs(x - middle), axis=0)
     floor = 0.25 * np.std(x, axis=0)

@@ -17,9 +17,10 @@ __all__ = ["check_values"]
 
 
 def check_values(
-    store: DemoStore, key: str, also: Callable[[int, np.ndarray], None] | None = None
+    store: DemoStore, key: str, also: Callable[[int, np.ndarray], None] | None = None, *, own_files: bool = True
 ) -> Iterator[Finding]:
     """Decode all of ``key``, a block at a time, and look at every value. ``also`` is given (first step, rows) of each.
+    ``own_files``: the rows of the store are those of its chunk files, which is not so for a view.
 
     Chunks that cannot be decoded are named with their episodes, and passed over.
     """
@@ -28,7 +29,7 @@ def check_values(
         try:
             rows = store.read(key, start, stop)
         except DataError as error:
-            found = list(damaged_chunks(store, key, start, stop)) if key in store.arrays else []
+            found = list(damaged_chunks(store, key, start, stop)) if own_files else []
             yield from found or [Finding(severity="error", array=key, message=str(error), fix="drop faulty")]
             continue
         if also is not None:

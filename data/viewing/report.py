@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -86,5 +87,6 @@ def _replace(path: Path, code: bytes) -> None:
         draft.write_bytes(code)
         os.replace(draft, path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
         raise DataError(f"the report cannot be written to {path}: {error.strerror or error}") from None

@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
-import ast
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import mujoco
 import numpy as np
 import pytest
 import torch
 
+from tests.envs.isaac_stand_in import scene, stand_in  # noqa: F401  (a fixture for all of this file)
 from visuomotor.data.errors import ConfigError, UserError
 from visuomotor.envs.registry import get_task
-from visuomotor.envs.sim import isaac_server
 from visuomotor.envs.sim.engines import EngineConfig, make_simulator
 from visuomotor.envs.sim.env import SimVecEnv
-from visuomotor.envs.sim.isaac import IsaacSimulator
-from visuomotor.envs.sim.isaac_model import VARIABLE, IsaacModel
-from visuomotor.envs.sim.isaac_process import IsaacError
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.simulator import Simulator
-from visuomotor.envs.tasks.cartpole import Cartpole
 from visuomotor.envs.tasks.drawer import Drawer
-from visuomotor.envs.tasks.handover import Handover
 from visuomotor.envs.tasks.lift import Lift
 
-FAKE = Path(__file__).parent / "fake_isaacgym"
 N = 3
 OUTPUTS = ("xpos", "xmat", "site_xpos", "geom_xpos")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def stand_in() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(FAKE))
-        patch.setenv("VISUOMOTOR_ISAAC_PYTHON", sys.executable)
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-
-
-def scene(task: Any) -> mujoco.MjModel:
-    return task(get_task(task.name).config_class()).scene().compile()
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +225,23 @@ def test_the_expert_of_lift_lifts() -> None:
         env.close()
 
 
+def test_bodies_without_joints_fall_onto_the_ground_and_still_things() -> None:
+    """A ball of 10 cm falls on the ground, another on a box that stands there; no degrees of freedom at all."""
+    xml = """<mujoco><option timestep="0.005"/><worldbody><geom type="plane" size="1 1 1"/>
+      <geom type="box" size=".2 .2 .1" pos="1 0 .1"/>
+      <body name="a" pos="0 0 .3"><freejoint/><geom size=".1"/></body>
+      <body name="b" pos="1 0 .5"><freejoint/><geom size=".1"/></body></worldbody></mujoco>"""
+    sim = make_simulator(mujoco.MjModel.from_xml_string(xml), 2, EngineConfig(name="isaac", device="cpu"))
+    try:
+        sim.step(200)
+        np.testing.assert_allclose(sim.field("qpos")[:, [2, 9]], [[0.1, 0.3]] * 2, atol=2e-3)
+        sim.set_state(everyone(sim), sim.state())
+        sim.step(1)
+        np.testing.assert_allclose(sim.field("qpos")[:, [2, 9]], [[0.1, 0.3]] * 2, atol=2e-3)
+    finally:
+        sim.close()
+
+
 def test_cabinets_stand_where_resets_put_them_whatever_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     """Positions of the whole simulation instead of each world: found out at the start, and a drawer opens."""
     monkeypatch.setenv("FAKE_ISAACGYM_GLOBAL", "1")
@@ -271,155 +261,3 @@ def test_cabinets_stand_where_resets_put_them_whatever_the_frame(monkeypatch: py
         assert not sim.diverged().any()
     finally:
         env.close()
-
-
-# ---- translation
-
-
-def test_velocities_are_those_of_the_centre_of_mass_in_the_worlds_axes() -> None:
-    """A body turned a quarter about z whose centre is 0.2 m along its x, so along the world's y.
-
-    It turns at 3 rad/s about its own x, the world's y, and at 1 rad/s about z: the centre moves at 1 * 0.2 m/s along
-    the world's -x beside the origin's own velocity.
-    """
-    model = mujoco.MjModel.from_xml_string(
-        "<mujoco><worldbody><body name='b'><freejoint/><geom size='.1' pos='.2 0 0' mass='1'/></body></worldbody>"
-        "</mujoco>"
-    )
-    found = IsaacModel(model)
-    names = [{"dofs": [], "bodies": list(found.trees[0].shapes), "shapes": [1]}]
-    found.arrange(names, torch.device("cpu"))
-    r = math.sqrt(0.5)
-    qpos, qvel = torch.tensor([[1.0, 2.0, 3.0, r, 0, 0, r]]), torch.tensor([[0.5, 0.0, 0.0, 3.0, 0.0, 1.0]])
-    root, dof = torch.zeros(1, 1, 13), torch.zeros(1, 0, 2)
-    none = torch.zeros(1, 0, 3), torch.zeros(1, 0, 4)
-    found.to_isaac(qpos, qvel, *none, root, dof)
-    np.testing.assert_allclose(root[0, 0], [1, 2, 3, 0, 0, r, r, 0.3, 0, 0, 0, 3, 1], atol=1e-6)
-    back_q, back_v = torch.zeros_like(qpos), torch.zeros_like(qvel)
-    found.from_isaac(root, dof, back_q, back_v)
-    np.testing.assert_allclose(back_q, qpos, atol=1e-6)
-    np.testing.assert_allclose(back_v, qvel, atol=1e-6)
-
-
-@pytest.mark.parametrize("task", [Drawer, Handover, Lift], ids=lambda t: t.name)
-def test_filters_let_collide_what_mujoco_lets_collide(task: Any) -> None:
-    m = scene(task)
-    found = IsaacModel(m)
-    names = [
-        {"dofs": list(t.joints), "bodies": list(t.shapes), "shapes": [len(s) for s in t.shapes.values()]}
-        for t in found.trees
-    ]
-    found.arrange(names, torch.device("cpu"))
-    excluded = {(int(s) >> 16, int(s) & 0xFFFF) for s in m.exclude_signature}
-    bits = dict(zip(found.geoms.tolist(), found.filters.tolist(), strict=True))
-    for a, x in bits.items():
-        for b, y in bits.items():
-            bodies = (int(m.geom_bodyid[a]), int(m.geom_bodyid[b]))
-            if bodies[0] == bodies[1]:
-                continue
-            meet = m.geom_contype[a] & m.geom_conaffinity[b] or m.geom_contype[b] & m.geom_conaffinity[a]
-            apart = not meet or bodies in excluded or bodies[::-1] in excluded
-            assert bool(x & y) == apart, (m.geom(a).name, m.geom(b).name)
-
-
-def test_drives_hold_gains_damping_limits_and_armature() -> None:
-    m = scene(Lift)
-    found = IsaacModel(m)
-    names = [
-        {"dofs": list(t.joints)[::-1], "bodies": list(t.shapes), "shapes": [len(s) for s in t.shapes.values()]}
-        for t in found.trees
-    ]
-    found.arrange(names, torch.device("cpu"))
-    values = {
-        n: torch.tensor(getattr(m.opt if "." in n else m, n.removeprefix("opt.")))[None].float() for n in VARIABLE
-    }
-    got = found.properties(lambda n: values[n])
-    # joint1 is last in this order: kp 1000, kv 100 and the joint's own damping of 1, 87 N m, armature 0.1
-    np.testing.assert_allclose(got["drive"][0, -1], [1000, 101, 87, 0.1], rtol=1e-6)
-    np.testing.assert_allclose(got["drive"][0, 0], [400, 26, 70, 0.5], rtol=1e-6)
-    ctrl = torch.arange(9.0)[None]
-    target = found.targets(ctrl)
-    assert target[0, -1] == 0.0
-    assert target[0, 0] == pytest.approx(0.04)  # clipped to the finger's range
-
-
-@pytest.mark.parametrize(
-    ("xml", "reason"),
-    [
-        ("<body><joint name='j' frictionloss='1'/><geom size='.1'/></body>|<position joint='j'/>", "frictionloss"),
-        ("<body><joint name='j' stiffness='1'/><geom size='.1'/></body>|", "springs"),
-        ("<body><joint name='j'/><geom size='.1'/></body>|<motor joint='j'/>", "position servos"),
-        ("<body><joint name='j'/><geom size='.1'/></body>|<position joint='j' kp='1' gear='2'/>", "gear 1"),
-        ("<body gravcomp='.5'><freejoint/><geom size='.1'/></body>|", "gravcomp"),
-        ("<geom type='plane' size='1 1 1' pos='0 0 1'/><body><freejoint/><geom size='.1'/></body>|", "z = 0"),
-        ("<geom size='.1' contype='0' conaffinity='0'/>|", "nothing in the model moves"),
-    ],
-)  # fmt: skip
-def test_what_physx_has_not_is_refused_with_the_reason(xml: str, reason: str) -> None:
-    world, _, actuators = xml.partition("|")
-    text = f"<mujoco><worldbody>{world}</worldbody><actuator>{actuators}</actuator></mujoco>"
-    with pytest.raises(ConfigError, match=reason):
-        IsaacModel(mujoco.MjModel.from_xml_string(text))
-
-
-def test_a_task_with_motors_is_refused_before_anything_starts() -> None:
-    with pytest.raises(ConfigError, match="position servos"):
-        IsaacSimulator(scene(Cartpole), 1, device="cpu")
-
-
-# ---- the process
-
-
-def test_the_server_is_of_old_python_and_sees_nothing_of_ours() -> None:
-    source = Path(isaac_server.__file__).read_text(encoding="utf-8")
-    tree = ast.parse(source, feature_version=(3, 7))
-    imported = {
-        (n.module or "").split(".")[0] if isinstance(n, ast.ImportFrom) else n.names[0].name.split(".")[0]
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Import | ast.ImportFrom)
-    }
-    assert imported <= {*sys.stdlib_module_names, "numpy", "isaacgym", "torch"}
-
-
-def test_where_isaac_gym_is_has_to_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = scene(Lift)
-    monkeypatch.delenv("VISUOMOTOR_ISAAC_PYTHON")
-    with pytest.raises(ConfigError, match=r"engine\.isaac_python=.*VISUOMOTOR_ISAAC_PYTHON"):
-        IsaacSimulator(model, 1, device="cpu")
-    with pytest.raises(ConfigError, match="no such program"):
-        IsaacSimulator(model, 1, device="cpu", python="/no/python3.8")
-    with pytest.raises(ConfigError, match="expected auto, cpu, cuda"):
-        IsaacSimulator(model, 1, device="tpu", python=sys.executable)
-    monkeypatch.setenv("PYTHONPATH", "")
-    with pytest.raises(IsaacError, match="No module named 'isaacgym'") as caught:
-        IsaacSimulator(model, 1, device="cpu", python=sys.executable)
-    assert "Traceback" in "".join(caught.value.__notes__)
-
-
-def test_a_crash_is_one_clear_error_with_the_end_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_ISAACGYM_CRASH", "1")
-    sim = IsaacSimulator(scene(Lift), 1, device="cpu")
-    with pytest.raises(IsaacError, match="SIGSEGV") as caught:
-        sim.step(1)
-    assert "segmentation fault of the stand-in" in "".join(caught.value.__notes__)
-    with pytest.raises(IsaacError, match="closed"):
-        sim.step(1)
-
-
-def test_the_process_goes_with_its_parent() -> None:
-    code = (
-        "import os, signal, sys\n"
-        "from visuomotor.envs.sim.isaac_process import IsaacProcess\n"
-        "p = IsaacProcess(sys.executable, {})\n"
-        "print(p._process.pid, flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == -signal.SIGKILL
-    pid = int(done.stdout)
-    for _ in range(100):
-        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]:
-            return
-        time.sleep(0.1)
-    os.kill(pid, signal.SIGKILL)
-    pytest.fail("the server outlived its parent")

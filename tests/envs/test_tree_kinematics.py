@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mujoco
 import numpy as np
 import pytest
@@ -49,7 +51,8 @@ def compare(model: mujoco.MjModel, dtype: torch.dtype, tolerance: float) -> None
     mocap_pos, mocap_quat = rng.normal(size=(N, model.nmocap, 3)), rng.normal(size=(N, model.nmocap, 4))
     kinematics = TreeKinematics(model, torch.device("cpu"), dtype)
     out = {name: torch.empty(N, *kinematics.shape(name), dtype=dtype) for name in POSE_FIELDS}
-    kinematics(*(torch.tensor(x, dtype=dtype) for x in (qpos, mocap_pos, mocap_quat)), out)
+    q, pos, quat = (torch.tensor(x, dtype=dtype) for x in (qpos, mocap_pos, mocap_quat))
+    kinematics(q, pos, quat, out)
     data = mujoco.MjData(model)
     for i in range(N):
         data.qpos[:], data.mocap_pos[:], data.mocap_quat[:] = qpos[i], mocap_pos[i], mocap_quat[i]
@@ -65,7 +68,7 @@ def test_every_kind_of_joint_as_mujoco_has_it() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
-def test_every_task_in_single_precision(task: type) -> None:
+def test_every_task_in_single_precision(task: Any) -> None:
     config = get_task(task.name).config_class()
     compare(task(config).scene().compile(), torch.float32, 1e-5)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mujoco
 import numpy as np
 import pytest
@@ -65,7 +67,7 @@ def check(model: mujoco.MjModel, tree: Tree, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("task", [Drawer, Handover, Lift, Peg, PushTArm, Walker], ids=lambda t: t.name)
-def test_trees_of_the_tasks_come_back(task: type) -> None:
+def test_trees_of_the_tasks_come_back(task: Any) -> None:
     model = task(get_task(task.name).config_class()).scene().compile()
     trees = export_trees(model)
     moving = {int(model.body_rootid[model.jnt_bodyid[j]]) for j in range(model.njnt)}
@@ -91,7 +93,7 @@ def trees(draw: st.DrawFn) -> mujoco.MjModel:
     angle = st.sampled_from([0.0, np.pi / 2, -np.pi / 2, np.pi]) | number
     spec = mujoco.MjSpec()
     spec.compiler.degree = False
-    bodies = []
+    bodies: list[Any] = []
     for i in range(draw(st.integers(1, 4))):
         parent = draw(st.sampled_from(bodies)) if bodies else spec.worldbody
         quat = np.zeros(4)

@@ -148,6 +148,8 @@ class Gym:
             root.add_freejoint(name=prefix + "free")
         for body in asset.bodies if asset.options.disable_gravity else []:
             env.spec.body(prefix + body).gravcomp = 1.0
+        for body in asset.bodies:
+            env.spec.body(prefix + body).simple = False  # its inertia will be set
         for dof in asset.dofs:
             env.spec.add_actuator(name=prefix + dof, target=prefix + dof, trntype=mujoco.mjtTrn.mjTRN_JOINT)
         env.actors.append((asset, prefix))
@@ -280,9 +282,9 @@ class Gym:
         if asset.options.fix_base_link:
             d.mocap_pos[m.body_mocapid[body]], d.mocap_quat[m.body_mocapid[body]] = pos, quat
             return
-        mat = np.zeros(9)
-        mujoco.mju_quat2Mat(mat, quat)
-        mat = mat.reshape(3, 3)
+        flat = np.zeros(9)
+        mujoco.mju_quat2Mat(flat, quat)
+        mat = flat.reshape(3, 3)
         q, v = m.jnt_qposadr[m.body_jntadr[body]], m.jnt_dofadr[m.body_jntadr[body]]
         d.qpos[q : q + 7] = [*pos, *quat]
         d.qvel[v : v + 3] = row[7:10] - np.cross(row[10:], mat @ m.body_ipos[body])

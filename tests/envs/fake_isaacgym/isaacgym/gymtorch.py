@@ -13,4 +13,4 @@ def unwrap_tensor(torch_tensor):
     if not torch_tensor.is_contiguous():
         raise RuntimeError("Input tensor must be contiguous")
     assert isinstance(torch_tensor, torch.Tensor)
-    return gymapi.Tensor(torch_tensor)
+    return gymapi.Tensor(torch_tensor)  # type: ignore[call-arg]

@@ -47,12 +47,7 @@ class SimParams(_Bag):
         super().__init__(dt=1 / 60, substeps=2, gravity=Vec3(0, 0, -9.8), physx=_Bag())
 
 
-class PlaneParams(_Bag):
-    pass
-
-
-class AssetOptions(_Bag):
-    pass
+PlaneParams = AssetOptions = _Bag
 
 
 class Tensor:

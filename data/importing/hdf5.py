@@ -2,7 +2,7 @@
 
 What a hostile file can try, and what is done: links of any kind but hard ones, virtual datasets and external raw data
 (they read other files) are refused; types other than numbers and text (objects, references, compounds, opaque bytes,
-in which pickles are kept) are refused; so are filters that need a plug-in (a shared library), shapes that the stored
+in which pickles are kept) are refused; so are filters but the four that every file has, shapes that the stored
 bytes cannot fill, and chunks that unpack to more than they declare. HDF5 itself is described in the HDF5 File Format
 Specification, version 3.0 (The HDF Group).
 """
@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 
 from visuomotor.data.errors import DataError, MissingExtraError, nearest
+from visuomotor.data.importing.hdf5_probe import probe
 
 __all__ = ["Hdf5File", "Stored", "allowed_bytes", "is_hdf5", "load_h5py"]
 
 _SLACK_BYTES = 16 << 20  # what a file may declare without storing it: fill values, tiny compressed arrays
 _RATIO = 1100  # deflate packs 1032 : 1 at best (RFC 1951), JPEG about 1000 : 1
 _MAGIC = b"\x89HDF\r\n\x1a\n"
-_BUILT_IN = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
+_FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}  # simple enough to trust with damaged data
 _MAX_DEPTH, _MAX_LEAVES, _MAX_ATTRIBUTE, _MAX_TEXTS = 8, 1024, 16 << 20, 1_000_000
 _MAX_TEXT_BYTES = 64 << 20
 
@@ -54,10 +55,12 @@ class Hdf5File:
         MissingExtraError: h5py is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, probed: bool = False) -> None:
         self.path = path
         self._h5 = load_h5py()
         with self._told("the file"):
+            if not probed:
+                probe(path)
             # no lock: data may lie where nobody may write, and is not written meanwhile
             self._file = self._h5.File(path, "r", locking=False)
             self.n_bytes = path.stat().st_size
@@ -74,6 +77,11 @@ class Hdf5File:
         self.close()
 
     # ---------------------------------------------------------------- structure
+
+    def children(self, name: str = "") -> list[str]:
+        """Names of everything in a group."""
+        with self._told(name):
+            return self._children(name)
 
     def groups(self, name: str = "") -> list[str]:
         """Names of the groups in a group."""
@@ -149,6 +157,17 @@ class Hdf5File:
             with self._told(name):
                 row = np.asarray(dataset[i], np.uint8)
             yield row
+
+    def touch(self, name: str) -> None:
+        """Read what the HDF5 library has to parse of a dataset: its type, its chunk index, its texts and bytes."""
+        stored = self.stored(name)
+        with self._told(name):
+            self._check_size(self._dataset(name), stored, name)
+        if stored.kind == "text":
+            self.texts(name)
+        elif stored.kind == "bytes":
+            for _ in self.blobs(name):
+                pass
 
     def check_total(self, stored: Mapping[str, Stored], what: str) -> None:
         """Refuse an episode that declares more than this file can hold, in all its arrays together."""
@@ -242,21 +261,19 @@ class Hdf5File:
     def _check_chunks(self, dataset: Any, chunk_bytes: int, limit: int, name: str) -> None:
         plist = dataset.id.get_create_plist()
         codes = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
-        if strange := [code for code in codes if code not in _BUILT_IN]:
+        if strange := [code for code in codes if code not in _FILTERS]:
             raise DataError(
-                f"{self._at(name)} is packed with filter {strange[0]}, which needs a plug-in: expected "
-                f"{', '.join(_BUILT_IN.values())}. `h5repack -f GZIP=4` writes a copy that can be read"
+                f"{self._at(name)} is packed with filter {strange[0]}, which is not unpacked here: expected "
+                f"{', '.join(_FILTERS.values())}. `h5repack -f GZIP=4` writes a copy that can be read"
             )
-        packers = [_BUILT_IN[code] for code in codes if code not in (2, 3)]
+        packers = [_FILTERS[code] for code in codes if code not in (2, 3)]
         if len(packers) > 1 or (1 in codes and set(codes[codes.index(1) + 1 :]) - {3}):
-            raise DataError(
-                f"{self._at(name)} is packed with {', '.join(_BUILT_IN[c] for c in codes)}: one is expected"
-            )
+            raise DataError(f"{self._at(name)} is packed with {', '.join(_FILTERS[c] for c in codes)}: one is expected")
         if chunk_bytes > limit:
             raise DataError(f"{self._at(name)} has chunks of {chunk_bytes} bytes, more than its data could fill")
+        infos: list[Any] = []
+        dataset.id.chunk_iter(infos.append)
         if packers:
-            infos: list[Any] = []
-            dataset.id.chunk_iter(infos.append)
             for info in infos:
                 self._check_chunk(dataset, info, chunk_bytes, packers[0], name)
 

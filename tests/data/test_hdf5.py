@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from visuomotor.data.errors import ConfigError, DataError
+from visuomotor.data.importing import hdf5_probe
 from visuomotor.data.importing.hdf5 import Hdf5File, allowed_bytes, is_hdf5
 from visuomotor.data.importing.naming import choose, numbered, store_name
 from visuomotor.data.importing.registry import detect, open_source
@@ -195,6 +196,26 @@ def test_a_bomb_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
+def test_a_file_that_hangs_the_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hdf5_probe, "_SECONDS", 2.0)
+    broken = bytearray(sound(tmp_path / "demo.hdf5").read_bytes())
+    broken[broken.index(b"GCOL") + 24] = 255  # size of a text: HDF5 2.0 never gets to the end of that heap
+    (tmp_path / "demo.hdf5").write_bytes(broken)
+    with pytest.raises(DataError, match=r"demo\.hdf5 is damaged: reading it takes more than 2 s"):
+        open_source(tmp_path / "demo.hdf5", "robomimic")
+    assert detect(sound(tmp_path / "good.hdf5")) == "robomimic"  # by another process
+
+
+def test_a_file_that_crashes_the_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prober = hdf5_probe._Prober()
+    monkeypatch.setattr(hdf5_probe, "_PROBER", prober)
+    monkeypatch.setattr(hdf5_probe, "_SERVE", "import os; input(); os.abort()")
+    for _ in range(2):  # the second time it is known
+        with pytest.raises(DataError, match=r"demo\.hdf5 is damaged: reading it crashes the HDF5 library"):
+            Hdf5File(sound(tmp_path / "demo.hdf5"))
+    prober.stop()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return sound(tmp_path_factory.mktemp("sound") / "demo.hdf5").read_bytes()
@@ -218,7 +239,10 @@ def outcome(path: Path) -> str:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damage_is_told_and_never_a_crash(data: st.DataObject, whole: bytes, tmp_path: Path) -> None:
+def test_damage_is_told_and_never_a_crash(
+    data: st.DataObject, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hdf5_probe, "_SECONDS", 2.0)
     broken = bytearray(whole)
     if data.draw(st.booleans(), label="cut"):
         del broken[data.draw(st.integers(0, len(whole) - 1), label="at") :]

@@ -211,7 +211,7 @@ class Decoder:
             return np.zeros(0, dtype)
         self._align(at, dtype.itemsize)
         if n * dtype.itemsize > len(at.data) - at.pos:
-            raise DataError(f"{n} values of {name} declared, {len(at.data) - at.pos} bytes left")
+            raise DataError(f"{n} values of {name} declared, {max(0, len(at.data) - at.pos)} bytes left")
         out = np.frombuffer(at.data, dtype, n, at.pos)
         at.pos += n * dtype.itemsize
         return out.view(bool) if name == "bool" and bool((out <= 1).all()) else out

@@ -55,6 +55,9 @@ class ParquetFile:
             self._file = pq.ParquetFile(path)
             self.n_rows = int(self._file.metadata.num_rows)
             schema = self._file.schema_arrow
+            texts = [f.name for f in schema if _is_bytes(pa.types, f.type)]
+            if texts:  # a text that is repeated a million times stays one text and its indices
+                self._file = pq.ParquetFile(path, read_dictionary=texts)
         limit = _FREE_ROWS + _ROWS_PER_BYTE * path.stat().st_size
         groups = [self._file.metadata.row_group(i).num_rows for i in range(self._file.metadata.num_row_groups)]
         if not 0 <= self.n_rows <= limit or sum(groups) != self.n_rows:
@@ -81,11 +84,26 @@ class ParquetFile:
     def read_plain(self, columns: Sequence[str]) -> dict[str, list[Any]]:
         """Whole columns as Python lists: for small tables."""
         with _explained(self.path):
-            return {name: column.to_pylist() for name, column in self.read(columns).items()}
+            return {name: _plain(column) for name, column in self.read(columns).items()}
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _is_bytes(types: Any, kind: Any) -> bool:
+    return any(is_a(kind) for is_a in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary))
+
+
+def _plain(column: Any) -> list[Any]:
+    pa, _ = _arrow()
+    if not pa.types.is_dictionary(column.type):
+        return list(column.to_pylist())
+    out: list[Any] = []
+    for chunk in column.chunks:
+        values = chunk.dictionary.to_pylist()
+        out += [None if i is None else values[i] for i in chunk.indices.to_pylist()]
+    return out
 
 
 def column_to_numpy(column: Any, dtype: str, shape: tuple[int, ...], what: str) -> np.ndarray:
@@ -110,6 +128,8 @@ def column_to_numpy(column: Any, dtype: str, shape: tuple[int, ...], what: str) 
             flat = inner
         else:
             break
+    if pa.types.is_dictionary(flat.type):
+        raise DataError(f"{what} holds {flat.type.value_type}; expected {dtype}")
     values = flat.to_numpy(zero_copy_only=False)
     found = tuple(counts)
     if values.size != n_rows * int(np.prod(shape, dtype=np.int64)) or (len(found) > 1 and found != shape):

@@ -163,7 +163,7 @@ def _unpacked(leaf: Leaf, values: Feature, path: str) -> np.ndarray:
 def _pictures(leaf: Leaf, values: Feature, path: str) -> np.ndarray:
     if not isinstance(values, list):
         raise DataError(f"{path} holds numbers: expected pictures")
-    pictures = []
+    pictures: list[np.ndarray] = []
     for blob in values:
         picture = decode_image(blob, depth=leaf.dtype != "uint8")
         expected = leaf.stored_shape if leaf.shape is not None else picture.shape if not pictures else pictures[0].shape

@@ -35,7 +35,8 @@ def record_spans(path: Path) -> list[tuple[int, int]]:
     Raises:
         DataError: a header is damaged, or the file is cut off.
     """
-    size, pos, out = path.stat().st_size, 0, []
+    size, pos = path.stat().st_size, 0
+    out: list[tuple[int, int]] = []
     with path.open("rb") as file:
         while pos < size:
             file.seek(pos)

@@ -47,17 +47,17 @@ def write_bag(folder: Path, kind: str, samples: Iterable[Sample], name: str = "x
         with_writer: Any = Writer1(path)
         if kind != "bag":
             with_writer.set_compression(getattr(Writer1.CompressionFormat, kind[4:].upper()))
-        store, options, serialize = ROS1, {}, ROS1.serialize_ros1
+        store, serialize = ROS1, ROS1.serialize_ros1
     else:
         path = folder / name / f"{name}.{kind}"
         plugin = StoragePlugin.MCAP if kind == "mcap" else StoragePlugin.SQLITE3
         with_writer = Writer2(folder / name, version=8, storage_plugin=plugin)
-        store, options, serialize = ROS2, {}, ROS2.serialize_cdr
+        store, serialize = ROS2, ROS2.serialize_cdr
     with with_writer as writer:
         connections = {}
         for topic, seconds, msgtype, values in rows:
             if topic not in connections:
-                connections[topic] = writer.add_connection(topic, msgtype, typestore=store, **options)
+                connections[topic] = writer.add_connection(topic, msgtype, typestore=store)
             raw = serialize(message(store, msgtype, values), msgtype)
             writer.write(connections[topic], START + round(seconds * SECOND), raw)
     return path

@@ -60,6 +60,7 @@ class NpzSource(Source):
         if not files:
             raise DataError(f"{path} holds no .npz file")
         self._archives: list[Archive] = []
+        self._files = files
         self._lock = threading.Lock()
         self._mapped: dict[str, np.ndarray] = {}
         self._ends: np.ndarray | None = None
@@ -70,15 +71,16 @@ class NpzSource(Source):
             raise
 
     def _open(self, files: list[Path]) -> None:
-        entries = []
-        for file in files:
-            self._archives.append(Archive(file))
-            entries.append(_entries(self._archives[-1]))
-        first = entries[0]
+        entries = [self._look(file) for file in files]
+        good = next((k for k, e in enumerate(entries) if isinstance(e, dict)), None)
+        if good is None:
+            raise DataError(str(entries[0]))
+        first = entries[good]
+        assert isinstance(first, dict)
         ends = next((first[n] for n in _ENDS if n in first), None) if len(files) == 1 else None
         if ends is not None:
             self._ends = _read_ends(ends)
-        arrays, columns = self._sort(first, files[0])
+        arrays, columns = self._sort(first, files[good])
         self._arrays = {key: entry.key for key, entry in arrays.items()}
         self._columns = {name: entry.key for name, entry in columns.items()}
         self.columns = {name: _COLUMN_KINDS[entry.dtype.kind] for name, entry in columns.items()}
@@ -88,12 +90,23 @@ class NpzSource(Source):
             lengths = np.diff(self._ends, prepend=0).tolist()
             self.episodes = [EpisodeInfo(id=str(i), length=int(n)) for i, n in enumerate(lengths)]
             self._values = {c: read_entry(first[n]).tolist() for c, n in self._columns.items()}
+            self._whole = {key: first[n] for key, n in self._arrays.items()}
             return
         key = next(iter(self._arrays.values()))
         self.episodes = [
-            EpisodeInfo(id=file.stem, length=e[key].shape[0] if key in e and e[key].shape else None)
+            EpisodeInfo(
+                id=file.stem, length=e[key].shape[0] if isinstance(e, dict) and key in e and e[key].shape else None
+            )
             for file, e in zip(files, entries, strict=True)
         ]
+
+    def _look(self, file: Path) -> dict[str, NpyEntry] | DataError:
+        """Entries of a file, or what is wrong with it: an episode to be left out."""
+        try:
+            self._archives.append(Archive(file))
+            return _entries(self._archives[-1])
+        except DataError as error:
+            return error
 
     def _sort(self, entries: dict[str, NpyEntry], file: Path) -> tuple[dict[str, NpyEntry], dict[str, NpyEntry]]:
         """Entries that hold steps, and entries that hold values of an episode, by the names that they will have."""
@@ -139,7 +152,9 @@ class NpzSource(Source):
             start, stop = (int(self._ends[index - 1]) if index else 0), int(self._ends[index])
             arrays = {key: np.array(self._rows(key)[start:stop]) for key in keys}
             return SourceEpisode(arrays=arrays, columns={name: v[index] for name, v in self._values.items()})
-        entries, path = self._entries[index], self._archives[index].path
+        entries, path = self._entries[index], self._files[index]
+        if isinstance(entries, DataError):
+            raise DataError(str(entries))
         for name in (*(self._arrays[k] for k in keys), *self._columns.values()):
             if name not in entries:
                 raise DataError(f"{path} has no {name!r}: the first file has. It has: {', '.join(sorted(entries))}")
@@ -156,7 +171,7 @@ class NpzSource(Source):
         """Array ``[T, ...]`` mapped from the file, or from an unpacked copy of it, after a look at its checksum."""
         with self._lock:
             if key not in self._mapped:
-                self._mapped[key] = _map(self._entries[0][self._arrays[key]])
+                self._mapped[key] = _map(self._whole[key])
             return self._mapped[key]
 
     def close(self) -> None:

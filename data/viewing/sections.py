@@ -77,7 +77,7 @@ def findings(found: Sequence[Finding] | None, linked: set[int]) -> str:
 
 
 def _group(kind: str, array: str, group: Sequence[Finding], linked: set[int]) -> str:
-    lines = [f"<li>{_place(f, linked)}{escape(f.message)}</li>" for f in group[:_LISTED]]
+    lines = [f"<li>{_place(f, linked)}{escape(f.message)}{_mend(f)}</li>" for f in group[:_LISTED]]
     if len(group) > _LISTED:
         lines.append(f'<li class="soft">{len(group) - _LISTED:,} more are not listed</li>')
     body = f"<ul>{''.join(lines[:_SHOWN])}</ul>"
@@ -85,6 +85,10 @@ def _group(kind: str, array: str, group: Sequence[Finding], linked: set[int]) ->
         body += f"<details><summary>{len(group) - _SHOWN:,} more</summary><ul>{''.join(lines[_SHOWN:])}</ul></details>"
     badge = f'<span class="badge {kind if kind in _ORDER else "info"}">{escape(kind)}</span>'
     return f'<div class="panel group"><h3>{badge}{escape(array or "the store")}</h3>{body}</div>'
+
+
+def _mend(f: Finding) -> str:
+    return f' <span class="soft">(mended by: {escape(f.fix)})</span>' if f.fix else ""
 
 
 def _place(f: Finding, linked: set[int]) -> str:

@@ -175,8 +175,10 @@ def serve(name: str, root: Path, seconds: float) -> None:
     turn = (lerobot if name in PEERS else ours)(name, root, seconds)
     print(MARK + "ready", flush=True)
     for _ in sys.stdin:
+        busy = sum(os.times()[:4])  # own and finished children's
         n, took = turn()
-        print(MARK + json.dumps({"frames": n, "seconds": round(took, 3)}), flush=True)
+        figures = {"rate": n / took, "processor_ms": 1e3 * (sum(os.times()[:4]) - busy) / n}
+        print(MARK + json.dumps(figures), flush=True)
 
 
 def start(name: str, root: Path, args: argparse.Namespace) -> subprocess.Popen[str]:
@@ -216,31 +218,37 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     lay_out(args.dataset, root, args.episodes)
     names = [n for n in (*RATIOS, *PEERS) if args.peer_python or n not in PEERS]
     processes = {n: start(n, root, args) for n in names}
-    rates: dict[str, list[float]] = {n: [] for n in names}
+    seen: dict[str, list[dict[str, float]]] = {n: [] for n in names}
     for _ in range(args.rounds):
         for name, process in processes.items():
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-            figures = json.loads(answer(name, process))
-            rates[name].append(figures["frames"] / figures["seconds"])
+            seen[name].append(json.loads(answer(name, process)))
     for process in processes.values():
         process.communicate(timeout=60)
-    over = {
-        f"{a} / {b}": round(statistics.median(x / y for x, y in zip(rates[a], rates[b], strict=True)), 2)
-        for a, b in RATIOS.items()
-        if b in rates
-    }
+    rates = {n: [t["rate"] for t in turns] for n, turns in seen.items()}
+    busy = {n: [t["processor_ms"] for t in turns] for n, turns in seen.items()}
+    pairs = {a: b for a, b in RATIOS.items() if b in seen}
     return {
         "setting": {
             "dataset": args.dataset.name, "episodes": args.episodes, "batch": BATCH, "n_obs": N_OBS,
             "horizon": HORIZON, "workers": WORKERS, "cores": os.cpu_count(),
             "machine": platform.processor() or platform.machine(),
         },
-        "times_faster": over,
+        "times_faster": {f"{a} / {b}": _ratio(rates[a], rates[b]) for a, b in pairs.items()},
+        "times_less_processor_time": {
+            f"{a} / {b}": _ratio(busy[b], busy[a]) for a, b in pairs.items() if b != "lerobot_loader"
+        },
         "frames_per_s": {n: round(statistics.median(r), 1) for n, r in rates.items()},
+        "processor_ms_per_frame": {n: round(statistics.median(b), 2) for n, b in busy.items() if n != "lerobot_loader"},
         "spread": {n: [round(min(r), 1), round(max(r), 1)] for n, r in rates.items()},
     }  # fmt: skip
+
+
+def _ratio(a: list[float], b: list[float]) -> float:
+    """Of each round, then the median."""
+    return round(statistics.median(x / y for x, y in zip(a, b, strict=True)), 2)
 
 
 def main() -> None:

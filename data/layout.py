@@ -308,8 +308,9 @@ def _create_rows(group: zarr.Group, key: str, spec: ArraySpec) -> None:
     row_bytes = spec.size * dtype.itemsize
     shuffle: Any = "noshuffle" if dtype.itemsize == 1 else "shuffle"
     encoding: Any = {"name": "default", "separator": "."}
-    shards = None
+    shards, level = None, 3
     if row_bytes >= _SHARDED_ROW_BYTES:
+        level = 1  # of camera pictures 13 % larger than level 3, written in half the time
         rows = min(64, max(16, _CHUNK_BYTES // row_bytes))
         shards = (rows * min(256 // rows, max(1, _SHARD_BYTES // (rows * row_bytes))), *spec.shape)
     else:
@@ -320,6 +321,6 @@ def _create_rows(group: zarr.Group, key: str, spec: ArraySpec) -> None:
         chunks=(rows, *spec.shape),
         shards=shards,
         dtype=spec.dtype,
-        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle=shuffle), Crc32cCodec()],
+        compressors=[BloscCodec(cname="zstd", clevel=level, shuffle=shuffle), Crc32cCodec()],
         chunk_key_encoding=encoding,
     )

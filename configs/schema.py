@@ -13,6 +13,7 @@ from visuomotor.configs.registry import backbones, heads
 from visuomotor.data.actions import ActionConfig
 from visuomotor.data.cache import CacheConfig
 from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.data.mixture import MixtureConfig
 from visuomotor.data.normalize import KeyNorm
 from visuomotor.data.parts import PartConfig
 from visuomotor.data.windows import WindowConfig
@@ -34,10 +35,13 @@ class DataConfig:
     """Which demonstrations, and how much of them is held out.
 
     Attributes:
-        path: Zarr store: a folder, or a ``.zarr.zip``.
+        path: Zarr store: a folder, or a ``.zarr.zip``; also behind s3://, gs://, http:// or https://.
         fps: steps per second [Hz] where the store does not say; must agree where it does.
         val_fraction: share of the episodes that is held out for the validation loss; 0 trains on all.
         parts: arrays to make of components of others, where the store has none of that name.
+        episodes: train on that many of the training episodes, chosen by seed; null takes all.
+        mixture: further stores to train on; the policy is for the robot of ``path``.
+        weight: share of the windows of ``path`` relative to those of ``mixture``.
         cache: where the flat training arrays live.
     """
 
@@ -45,11 +49,20 @@ class DataConfig:
     fps: float | None = None
     val_fraction: float = 0.05
     parts: dict[str, PartConfig] = field(default_factory=dict)
+    episodes: int | None = None
+    mixture: list[MixtureConfig] = field(default_factory=list)
+    weight: float = 1.0
     cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         if self.fps is not None and not 0 < self.fps < math.inf:
             raise ConfigError(f"data.fps={self.fps}: expected more than 0 steps per second, or null")
+        if self.episodes is not None and self.episodes < 1:
+            raise ConfigError(f"data.episodes={self.episodes}: expected at least 1, or null for all")
+        if not 0 < self.weight < math.inf:
+            raise ConfigError(f"data.weight={self.weight}: expected more than 0")
+        if self.mixture and self.cache.mode == "stream":
+            raise ConfigError("data.cache.mode=stream serves one store: merge the stores of data.mixture first")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,16 @@ from rich.console import Console
 from torch import Tensor
 
 from visuomotor.configs.build import make_spec
-from visuomotor.configs.schema import TrainConfig
+from visuomotor.configs.mixed_data import load_mixture
+from visuomotor.configs.schema import DataConfig, TrainConfig
 from visuomotor.data.batches import BatchSource
 from visuomotor.data.cache import TrainingCache, load_cache
 from visuomotor.data.describe import describe
 from visuomotor.data.errors import DataError, nearest
+from visuomotor.data.ingest import plan_array
+from visuomotor.data.mixture import MixtureOrder, slots
 from visuomotor.data.store import DemoStore
+from visuomotor.data.streaming import EpisodeStream, StreamedRows, StreamingSource, is_streamed
 from visuomotor.data.texts import encode_texts
 from visuomotor.data.windows import WindowTable, split_episodes, window_table
 from visuomotor.policies.encoders.config import ObservationConfig
@@ -42,46 +47,49 @@ class TrainingData:
     document: dict[str, Any]  # dataset.json
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """The store, or the stores of a mixture as one."""
+
+    spec: PolicySpec
+    cache: TrainingCache
+    texts: dict[str, Tensor]
+    document: dict[str, Any]
+    first_episode: list[int]  # of each store
+    names: list[str]
+    masks: Tensor | None = None
+    stream: EpisodeStream | None = None
+
+
 def load_training_data(config: TrainConfig, accelerator: Accelerator, console: Console) -> TrainingData:
-    """Open the store of ``config.data``, bring its arrays into the cache and list the windows; prints what there is.
+    """Open the stores of ``config.data``, bring their arrays into the cache and list the windows; prints what there is.
 
     Raises:
-        DataError: the store or a value in it is not what it must be, or no episode is long enough.
+        DataError: a store or a value in it is not what it must be, or no episode is long enough.
         ConfigError: settings that contradict the data.
     """
-    with DemoStore.open(config.data.path) as store:
-        for name, part in config.data.parts.items():
-            store.add_part(name, part)
-        spec = make_spec(config, store)
-        keys = [*config.obs.store_keys, spec.action_key]
-
-        def progress(key: str, done: int, rows: int) -> None:
-            if done == rows:
-                console.print(f"cached {key}: {rows} steps", highlight=False)
-
-        cache = load_cache(store, keys, config.data.cache, accelerator.device, progress)
-        texts = text_tables(config.obs, store)
-        document = describe(store)
-    train_episodes, val_episodes = split_episodes(len(cache.episode_ends), config.data.val_fraction, config.seed)
+    loaded = _load(config, accelerator, console)
+    cache, document = loaded.cache, loaded.document
+    train_episodes, val_episodes = _split(config, loaded)
     table = window_table(cache.episode_ends, config.window, train_episodes.tolist())
     val_table = _validation_table(cache, config, val_episodes)
 
-    def source(t: WindowTable, rank: int, world_size: int) -> BatchSource:
+    def source(t: WindowTable, rank: int, world_size: int, order: MixtureOrder | None = None) -> BatchSource:
         return make_source(
-            config.obs, spec, cache, texts, t, batch_size=config.train.batch_size, seed=config.seed, rank=rank,
-            world_size=world_size,
+            config.obs, loaded.spec, cache, loaded.texts, t, batch_size=config.train.batch_size, seed=config.seed,
+            rank=rank, world_size=world_size, order=order, masks=loaded.masks, stream=loaded.stream,
         )  # fmt: skip
 
     skipped = sorted({*table.skipped, *(val_table.skipped if val_table else val_episodes.tolist())})
     document |= {
-        "fps": spec.fps,
+        "fps": loaded.spec.fps,
         "windows": len(table),
         "n_train_episodes": len(train_episodes),
         "n_val_episodes": len(val_episodes),
         "skipped_episodes": skipped,
-        "signature": _signature(cache, document, keys, texts),
         "cache": {"placement": cache.placement, "bytes": cache.nbytes, "reason": cache.reason},
     }
+    order = _order(config, loaded, table, document)
     console.print(
         f"{document['n_episodes']} episodes, {document['n_steps']} steps; {len(table)} training windows of "
         f"{len(train_episodes)} episodes, {len(val_episodes)} episodes held out; "
@@ -89,12 +97,86 @@ def load_training_data(config: TrainConfig, accelerator: Accelerator, console: C
         highlight=False,
         soft_wrap=True,
     )
+    for member in document.get("mixture", []):
+        console.print("{slots} windows a batch of {path}: {n_episodes} episodes".format(**member), highlight=False)
     if skipped:
         console.print(f"[yellow]{len(skipped)} episodes are too short for a window, left out: {skipped[:20]}[/yellow]")
     return TrainingData(
-        spec, cache, texts, train_episodes, source(table, accelerator.process_index, accelerator.num_processes),
+        loaded.spec, cache, loaded.texts, train_episodes,
+        source(table, accelerator.process_index, accelerator.num_processes, order),
         source(val_table, 0, 1) if val_table else None, document,
     )  # fmt: skip
+
+
+def _load(config: TrainConfig, accelerator: Accelerator, console: Console) -> _Loaded:
+    def progress(key: str, done: int, rows: int) -> None:
+        if done == rows:
+            console.print(f"cached {key}: {rows} steps", highlight=False)
+
+    store = _open(config.data)
+    try:
+        spec = make_spec(config, store)
+        keys = [*config.obs.store_keys, spec.action_key]
+        stream = _stream(config.data, store, keys) if config.data.cache.mode == "stream" else None
+        cached = [k for k in keys if stream is None or k not in stream.keys]
+        cache = load_cache(store, cached, config.data.cache, accelerator.device, progress)
+        texts, document = text_tables(config.obs, store), describe(store)
+    finally:
+        if config.data.cache.mode != "stream":
+            store.close()
+    loaded = _Loaded(spec, cache, texts, document, [0], [config.data.path], stream=stream)
+    if stream is not None:
+        rows = {k: StreamedRows(stream, k) for k in stream.keys}
+        reason = f"{', '.join(rows)} by a buffer of {2 * stream.group_bytes / 1e9:.3f} GB; {cache.reason}"
+        loaded = replace(loaded, cache=replace(cache, placement="stream", reason=reason, rows=rows))
+    if config.data.mixture:
+        mixed = load_mixture(config, spec, cache, texts, document, accelerator.device, progress)
+        loaded = _Loaded(spec, mixed.cache, mixed.texts, mixed.document, mixed.first_episode, mixed.names, mixed.masks)
+    document = loaded.document
+    document["signature"] = _signature(loaded.cache, document, keys, loaded.texts)
+    if stream is not None:  # the buffer decides the order of the windows
+        document["signature"] += f"-stream{config.data.cache.buffer_gb:g}"
+    return loaded
+
+
+def _open(data: DataConfig) -> DemoStore:
+    store = DemoStore.open(data.path)
+    for name, part in data.parts.items():
+        store.add_part(name, part)
+    return store
+
+
+def _stream(data: DataConfig, store: DemoStore, keys: Sequence[str]) -> EpisodeStream:
+    if store.n_steps == 0:
+        raise DataError(f"{store.path} holds no episodes: there is nothing to train on")
+    large = [k for k in dict.fromkeys(keys) if is_streamed(plan_array(k, store.specs[k], store.n_steps))]
+    return EpisodeStream(store, large, data.cache.buffer_gb * 1e9)
+
+
+def _split(config: TrainConfig, loaded: _Loaded) -> tuple[np.ndarray, np.ndarray]:
+    """Episodes to train on and to hold out; of every store the same share is held out."""
+    bounds = [*loaded.first_episode, len(loaded.cache.episode_ends)]
+    train, val = [], []
+    for first, stop in pairwise(bounds):
+        mine, held = split_episodes(stop - first, config.data.val_fraction, config.seed)
+        if config.data.episodes is not None:
+            if config.data.episodes > len(mine):
+                raise DataError(f"data.episodes={config.data.episodes}: there are {len(mine)} training episodes")
+            order = np.random.default_rng([config.seed, 7]).permutation(len(mine))  # fewer are a part of more
+            mine = np.sort(mine[order[: config.data.episodes]])
+        train.append(mine + first)
+        val.append(held + first)
+    return np.concatenate(train), np.concatenate(val)
+
+
+def _order(config: TrainConfig, loaded: _Loaded, table: WindowTable, document: dict[str, Any]) -> MixtureOrder | None:
+    if not config.data.mixture:
+        return None
+    weights = [config.data.weight, *(m.weight for m in config.data.mixture)]
+    count = slots(weights, config.train.batch_size, loaded.names)
+    for member, n in zip(document["mixture"], count.tolist(), strict=True):
+        member["slots"] = n
+    return MixtureOrder.of_table(table, loaded.first_episode, count, config.seed, loaded.names)
 
 
 def text_tables(obs: ObservationConfig, store: DemoStore) -> dict[str, Tensor]:
@@ -115,21 +197,29 @@ def text_tables(obs: ObservationConfig, store: DemoStore) -> dict[str, Tensor]:
 
 def make_source(
     obs: ObservationConfig, spec: PolicySpec, cache: TrainingCache, texts: Mapping[str, Tensor], table: WindowTable, *,
-    batch_size: int, seed: int, rank: int = 0, world_size: int = 1,
+    batch_size: int, seed: int, rank: int = 0, world_size: int = 1, order: MixtureOrder | None = None,
+    masks: Tensor | None = None, stream: EpisodeStream | None = None,
 ) -> BatchSource:  # fmt: skip
     """Batches of what a policy with the settings ``obs`` sees."""
-    return BatchSource(
-        cache, table, obs_keys=obs.step_keys, action_key=spec.action_key, n_obs=spec.window.n_obs,
-        horizon=spec.window.horizon, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size,
-        goal_keys=obs.goal.keys, goal_strategy=obs.goal.strategy, episode_tables=texts,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "obs_keys": obs.step_keys, "action_key": spec.action_key, "n_obs": spec.window.n_obs,
+        "horizon": spec.window.horizon, "batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size,
+        "goal_keys": obs.goal.keys, "goal_strategy": obs.goal.strategy, "episode_tables": texts, "order": order,
+        "action_masks": masks,
+    }  # fmt: skip
+    if stream is not None:
+        return StreamingSource(stream, cache, table, **settings)
+    return BatchSource(cache, table, **settings)
 
 
 def _signature(cache: TrainingCache, document: dict[str, Any], keys: Sequence[str], texts: Mapping[str, Tensor]) -> str:
     """Tells datasets apart by what they hold, wherever they lie: episode ends, texts and statistics of used arrays."""
-    stats = json.dumps({k: document["keys"][k].get("stats") for k in keys}, sort_keys=True)
+    stats: Any = {k: document["keys"][k].get("stats") for k in keys}
+    if "mixture" in document:
+        stats = [stats, *({k: m["keys"][k].get("stats") for k in keys} for m in document["mixture"][1:])]
     written = b"".join(texts[k].numpy().tobytes() for k in sorted(texts))
-    return hashlib.sha256(cache.episode_ends.tobytes() + stats.encode() + written).hexdigest()[:16]
+    text = json.dumps(stats, sort_keys=True)
+    return hashlib.sha256(cache.episode_ends.tobytes() + text.encode() + written).hexdigest()[:16]
 
 
 def _validation_table(cache: TrainingCache, config: TrainConfig, episodes: np.ndarray) -> WindowTable | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from visuomotor.data.cache import TrainingCache
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.windows import WindowTable
 
-__all__ = ["GOAL_STRATEGIES", "Batch", "BatchSource", "goal_key", "is_goal"]
+__all__ = ["GOAL_STRATEGIES", "Batch", "BatchSource", "concat", "goal_key", "is_goal"]
 
 GOAL_STRATEGIES = ("final", "future")
 _GOLDEN = 0.6180339887498949  # fractional parts of its multiples fill [0, 1) evenly
@@ -36,6 +36,7 @@ class Batch:
     obs: dict[str, Tensor]  # {key: [B, To, ...]}; goals and what belongs to a whole episode: [B, 1, ...]
     action: Tensor  # [B, H, Da]
     is_pad: Tensor  # [B, H] bool, true where the step is a copy from the episode's edge
+    action_mask: Tensor | None = None  # [B, Da] bool, false where the robot of this window has no such component
 
     def __len__(self) -> int:
         return len(self.action)
@@ -43,7 +44,21 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""
         obs = {k: v.to(device, non_blocking=True) for k, v in self.obs.items()}
-        return Batch(obs, self.action.to(device, non_blocking=True), self.is_pad.to(device, non_blocking=True))
+        mask = None if self.action_mask is None else self.action_mask.to(device, non_blocking=True)
+        return Batch(obs, self.action.to(device, non_blocking=True), self.is_pad.to(device, non_blocking=True), mask)
+
+
+def concat(parts: Sequence[Batch]) -> Batch:
+    """The windows of all ``parts``, which have the same keys, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    masks = [p.action_mask for p in parts if p.action_mask is not None]
+    return Batch(
+        {k: torch.cat([p.obs[k] for p in parts]) for k in parts[0].obs},
+        torch.cat([p.action for p in parts]),
+        torch.cat([p.is_pad for p in parts]),
+        torch.cat(masks) if masks else None,
+    )
 
 
 class BatchSource:
@@ -68,6 +83,8 @@ class BatchSource:
         goal_strategy: ``final``: the last step of the episode; ``future``: any step after the present, all equally
             likely (hindsight relabelling, Andrychowicz et al. 2017); at the last step, that one.
         episode_tables: ``{key: [E, ...]}``, observations that stay the same for a whole episode.
+        order: another stream: ``order(step)`` gives the windows of a whole global batch, int64 ``[batch_size]``.
+        action_masks: ``[E, Da]`` bool, the components of the action that the robot of an episode has.
 
     Raises:
         ConfigError: a key that the cache does not hold, or numbers that contradict each other.
@@ -89,10 +106,13 @@ class BatchSource:
         goal_keys: Sequence[str] = (),
         goal_strategy: str = "final",
         episode_tables: Mapping[str, Tensor] | None = None,
+        order: Callable[[int], np.ndarray] | None = None,
+        action_masks: Tensor | None = None,
     ) -> None:
+        known = {**cache.arrays, **cache.rows}
         for key in (*obs_keys, *goal_keys, action_key):
-            if key not in cache.arrays:
-                raise ConfigError(f"{key!r} is not in the training cache. {nearest(key, cache.arrays)}")
+            if key not in known:
+                raise ConfigError(f"{key!r} is not in the training cache. {nearest(key, known)}")
         if batch_size < 1 or world_size < 1 or batch_size % world_size:
             raise ConfigError(
                 f"batch_size={batch_size} over world_size={world_size} processes: expected a positive multiple"
@@ -111,14 +131,18 @@ class BatchSource:
         device = cache.arrays[action_key].device
         # [T, values] views: index_select copies whole rows, five to ten times as fast as advanced indexing.
         stored = (*obs_keys, *goal_keys, action_key)
-        self._flat = {k: cache.arrays[k].reshape(len(cache.arrays[k]), -1) for k in stored}
+        self._flat = {k: cache.arrays[k].reshape(len(cache.arrays[k]), -1) for k in stored if k in cache.arrays}
         self._shape = {k: cache.arrays[k].shape[1:] for k in self._flat}
+        self._elsewhere = {k: cache.rows[k] for k in stored if k in cache.rows}
         self._obs_keys, self._action_key = tuple(obs_keys), action_key
         self._start, self._ep_start, self._ep_stop = (
             torch.from_numpy(a).to(device)[:, None] for a in (table.start, table.ep_start, table.ep_stop)
         )
         self._goal_keys, self._goal_strategy = tuple(goal_keys), goal_strategy
         self._episode = torch.from_numpy(table.episode).to(device)
+        self._window_episode = table.episode
+        self._whole_order = order
+        self._masks = None if action_masks is None else action_masks.to(device)
         self._tables = {k: v.to(device) for k, v in (episode_tables or {}).items()}
         self._offsets = torch.arange(horizon, device=device)[None]
         self._order: dict[int, np.ndarray] = {}  # permutations of the epochs in use
@@ -129,14 +153,18 @@ class BatchSource:
 
     def batch(self, step: int) -> Batch:
         """This rank's part of global batch ``step`` (0 or more)."""
-        fraction = None
-        if self._goal_keys and self._goal_strategy == "future":
-            whole = np.random.default_rng([self._seed, step, 1]).random(self._batch_size)
-            fraction = torch.from_numpy(whole[self._first : self._first + self._local])
-        return self.gather(self.window_indices(step), fraction)
+        return self.gather(self.window_indices(step), self._fraction(step))
+
+    def _fraction(self, step: int) -> Tensor | None:
+        if not self._goal_keys or self._goal_strategy != "future":
+            return None
+        whole = np.random.default_rng([self._seed, step, 1]).random(self._batch_size)
+        return torch.from_numpy(whole[self._first : self._first + self._local])
 
     def window_indices(self, step: int) -> np.ndarray:
         """Windows of this rank's part of global batch ``step``: int64 ``[B]``."""
+        if self._whole_order is not None:
+            return self._whole_order(step)[self._first : self._first + self._local]
         first = step * self._batch_size + self._first
         position = np.arange(first, first + self._local)
         epoch = position // len(self)
@@ -161,13 +189,16 @@ class BatchSource:
             goal_row = self._goal_row(index, obs_row[:, -1:], self._ep_stop[index] - 1, fraction)  # [B, 1]
             obs |= {goal_key(k): self._select(k, goal_row) for k in self._goal_keys}
         obs |= {k: v[self._episode[index]][:, None] for k, v in self._tables.items()}
-        return Batch(obs, self._select(self._action_key, row), padded)
+        return Batch(obs, self._select(self._action_key, row), padded, self._mask(index))
 
     def gather_actions(self, window_indices: np.ndarray | Tensor, *, beside: str | None = None) -> Batch:
         """As :meth:`gather`, with no observation but ``beside``: passing over all windows must not read all images."""
-        _, row, padded = self._rows(window_indices)
+        index, row, padded = self._rows(window_indices)
         obs = {} if beside is None else {beside: self._select(beside, row[:, : self._n_obs])}
-        return Batch(obs, self._select(self._action_key, row), padded)
+        return Batch(obs, self._select(self._action_key, row), padded, self._mask(index))
+
+    def _mask(self, index: Tensor) -> Tensor | None:
+        return None if self._masks is None else self._masks[self._episode[index]]
 
     def _rows(self, window_indices: np.ndarray | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Index of the windows ``[B]``, their rows ``[B, H]``, and where these are copies of an episode's edge."""
@@ -185,6 +216,9 @@ class BatchSource:
         return torch.minimum(later, last)
 
     def _select(self, key: str, row: Tensor) -> Tensor:
+        if key in self._elsewhere:
+            rows = self._elsewhere[key]
+            return rows.take(row.reshape(-1)).view(*row.shape, *rows.shape)
         values = torch.index_select(self._flat[key], 0, row.reshape(-1))
         return values.view(*row.shape, *self._shape[key])
 

@@ -17,11 +17,11 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import numpy as np
@@ -35,9 +35,9 @@ from visuomotor.data.memory import free_ram
 from visuomotor.data.remote import is_url
 from visuomotor.data.store import DemoStore
 
-__all__ = ["CACHE_MODES", "CacheConfig", "TrainingCache", "load_cache"]
+__all__ = ["CACHE_MODES", "CacheConfig", "Rows", "TrainingCache", "load_cache"]
 
-CACHE_MODES = ("auto", "ram", "mmap", "device")
+CACHE_MODES = ("auto", "ram", "mmap", "device", "stream")
 Progress = Callable[[str, int, int], None]  # (key, rows done, rows in all)
 
 _GB = 1e9
@@ -60,10 +60,12 @@ class CacheConfig:
 
     Attributes:
         mode: ``device``: memory of the training device; ``ram``; ``mmap``: a file mapped into memory; ``auto``: the
-            first of these whose budget the arrays fit (``mmap`` needs none).
+            first of these whose budget the arrays fit (``mmap`` needs none); ``stream``: images pass through a buffer,
+            decoded anew each epoch, all else as by ``auto``.
         ram_budget_gb: RAM that the arrays of this process may take [1e9 bytes]; None is half of what is free at start,
             divided among the processes that torchrun has started on this machine.
         device_budget_gb: likewise on the device.
+        buffer_gb: with ``stream``, RAM for decoded episodes [1e9 bytes]; the order of the windows depends on it.
         dir: cache directory; None is ``$VISUOMOTOR_CACHE``, else ``~/.cache/visuomotor``.
 
     Raises:
@@ -73,12 +75,13 @@ class CacheConfig:
     mode: str = "auto"
     ram_budget_gb: float | None = None
     device_budget_gb: float | None = None
+    buffer_gb: float = 4.0
     dir: str | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in CACHE_MODES:
             raise ConfigError(f"unknown cache mode {self.mode!r}. {nearest(self.mode, CACHE_MODES)}")
-        for name in ("ram_budget_gb", "device_budget_gb"):
+        for name in ("ram_budget_gb", "device_budget_gb", "buffer_gb"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"{name}={value}: expected 0 or more, or null for half of what is free")
@@ -90,6 +93,17 @@ class CacheConfig:
         return Path(self.dir or default).expanduser()
 
 
+class Rows(Protocol):
+    """Steps of one array that lie elsewhere than in one tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one step."""
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Rows ``[n]`` of the store as ``[n, *shape]``."""
+
+
 @dataclass(frozen=True)
 class TrainingCache:
     """The arrays of a store, ready to be gathered from."""
@@ -99,6 +113,7 @@ class TrainingCache:
     placement: str  # "device", "ram" or "mmap"
     nbytes: int
     reason: str  # why this placement: sizes against budgets
+    rows: Mapping[str, Rows] = field(default_factory=dict)  # arrays that are no single tensor
 
 
 def load_cache(
@@ -158,14 +173,14 @@ def _place(nbytes: int, config: CacheConfig, device: torch.device) -> tuple[str,
         )
     budgets = []
     for name in ("device", "ram"):
-        if config.mode not in ("auto", name) or (name == "device" and device.type == "cpu"):
+        if config.mode not in ("auto", "stream", name) or (name == "device" and device.type == "cpu"):
             continue
         limit = _device_budget(config, device) if name == "device" else _ram_budget(config)
         budgets.append(f"{name} budget {limit / _GB:.3f} GB")
         if nbytes <= limit:
             return name, f"{size}, within the {budgets[-1]}"
     reason = f"{size}, over the {' and the '.join(budgets)}"
-    if config.mode != "auto":
+    if config.mode not in ("auto", "stream"):
         raise ConfigError(f"cache mode {config.mode!r}: {reason}. Raise the budget or use mode 'mmap'.")
     return "mmap", reason
 

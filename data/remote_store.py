@@ -187,17 +187,20 @@ class RemoteStore(Store):
 
     async def list(self) -> AsyncIterator[str]:
         """Nothing: arrays are found by :class:`RemoteTree`."""
-        for name in ():
+        names: tuple[str, ...] = ()
+        for name in names:
             yield name
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Nothing."""
-        for name in ():
+        names: tuple[str, ...] = ()
+        for name in names:
             yield name
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Nothing."""
-        for name in ():
+        names: tuple[str, ...] = ()
+        for name in names:
             yield name
 
 

@@ -10,9 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from visuomotor.data.errors import ConfigError
 from visuomotor.policies.base import Backbone, Condition, Head, Known, NetFn, Observed
 
 __all__ = ["BlendedNet", "ConditionedNet", "Prefix"]
+
+_MIXED = (
+    "this policy predicts a distribution over all components of the action at once, and some stores of data.mixture do "
+    "not have all of them: choose a diffusion, flow, regression or MIP policy"
+)
 
 
 class Prefix(NamedTuple):
@@ -35,15 +41,17 @@ class ConditionedNet:
         seen: the encoded observations.
         prefix_dim: ``Da`` if the backbone was built with channels for known steps, 0 if not.
         prefix: the known steps, normalised; None: nothing is known.
+        learned: ``[B, Da]`` bool, components of the output that get a gradient; None: all.
     """
 
     def __init__(
-        self, backbone: Backbone, head: Head, seen: Observed, *, prefix_dim: int = 0, prefix: Prefix | None = None
-    ) -> None:
+        self, backbone: Backbone, head: Head, seen: Observed, *, prefix_dim: int = 0, prefix: Prefix | None = None,
+        learned: Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.seen = seen
         self._backbone, self._cond = backbone, backbone.condition(seen)
         self._prefix_dim, self._overwrite = prefix_dim, head.denoises
-        self._prefix, self._known = prefix, None
+        self._prefix, self._known, self._learned = prefix, None, learned
         if prefix is not None and backbone.per_step_time:
             clean = seen.features.new_full((len(seen.features), head.n_times), head.clean_time, dtype=torch.float32)
             t = clean if head.n_times > 1 else clean[:, 0]
@@ -52,10 +60,16 @@ class ConditionedNet:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """``x [B, H, Di], t [B] -> [B, H, Do]``; through ``forward``, so that hooks and wrappers see the call."""
         out: Tensor = self._backbone(self._complete(x), t, self._cond, self._known)
-        return out
+        if self._learned is None:
+            return out
+        if out.shape[-1] != self._learned.shape[-1]:
+            raise ConfigError(_MIXED)
+        return torch.where(self._learned[:, None], out, out.detach())
 
     def at(self, times: Tensor) -> Sequence[Callable[[Tensor], Tensor]]:
         """All modulations ``[S, B, M]`` in one go: sampling at batch 1 is mostly overhead."""
+        if self._learned is not None:
+            raise ConfigError(_MIXED)
         vector = self._cond.vector
         steps, batch = len(times), len(vector)
         t = times.to(vector.device).repeat_interleave(batch, 0)
@@ -78,6 +92,7 @@ class ConditionedNet:
         net.seen, net._cond = Observed(*_pick(self.seen, index)), Condition(*_pick(self._cond, index))
         net._prefix = None if self._prefix is None else Prefix(*_pick(self._prefix, index))
         net._known = None if self._known is None else Known(*_pick(self._known, index))
+        net._learned = None if self._learned is None else self._learned[index]
         return net
 
     def _denoise(self, modulation: Tensor, x: Tensor) -> Tensor:

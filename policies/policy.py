@@ -113,7 +113,8 @@ class Policy(nn.Module):
         seen = self.encoder(batch.obs, self.normalizer, draws if self.training else None).repeat(n)
         action = self.normalize_action(batch.action, batch.obs).repeat_interleave(n, 0)  # [B * n, H, Da]
         prefix = self._random_prefix(action, draws)
-        per_step = self.head.loss(self._net(seen, prefix), action, draws)  # [B * n, H]
+        learned = None if batch.action_mask is None else batch.action_mask.repeat_interleave(n, 0)
+        per_step = self.head.loss(self._net(seen, prefix, learned), action, draws)  # [B * n, H]
         mask = ~batch.is_pad.repeat_interleave(n, 0) if self.spec.window.mask_padding else None
         if prefix is not None:
             mask = ~prefix.mask if mask is None else mask & ~prefix.mask
@@ -183,9 +184,9 @@ class Policy(nn.Module):
         """What the head sees after the raw observations ``obs``, guidance included."""
         return self._guided_net(obs, None)
 
-    def _net(self, seen: Observed, prefix: Prefix | None) -> ConditionedNet:
+    def _net(self, seen: Observed, prefix: Prefix | None, learned: Tensor | None = None) -> ConditionedNet:
         size = prefix_dim(self.loss_config, self.spec.action.size)
-        return ConditionedNet(self.backbone, self.head, seen, prefix_dim=size, prefix=prefix)
+        return ConditionedNet(self.backbone, self.head, seen, prefix_dim=size, prefix=prefix, learned=learned)
 
     def _guided_net(self, obs: Mapping[str, Tensor], prefix: Prefix | None) -> NetFn:
         seen = self.encoder(obs, self.normalizer)

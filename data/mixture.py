@@ -1,0 +1,234 @@
+"""Training on several stores at once: further robots, tasks or qualities beside the one that the policy is for.
+
+The first store says what a policy observes and commands; its specs are the policy's. A further store gives arrays of
+the same names, once renamed. Vectors with fewer components are filled up with the first store's mean, and the missing
+components of its actions get no gradient; a store with more components than the first cannot be added. Statistics for
+normalisation are joint: over the steps of all stores, in the units of the arrays.
+
+A batch has a fixed number of windows of each store, by the weights, at places drawn by ``(seed, step)``; within a store
+every window comes once before any comes again. So a resumed run, and ranks, see what one uninterrupted process sees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from visuomotor.data.cache import TrainingCache
+from visuomotor.data.errors import ConfigError, DataError
+from visuomotor.data.spec import ArraySpec
+from visuomotor.data.windows import WindowTable
+
+__all__ = ["JoinedRows", "MixtureConfig", "MixtureOrder", "check_member", "join_caches", "slots"]
+
+
+@dataclass(kw_only=True, slots=True)
+class MixtureConfig:
+    """A further store.
+
+    Attributes:
+        path: the store.
+        weight: share of its windows relative to the others; that of the first store is ``data.weight``.
+        rename: ``{name in this store: name in the first}``, for arrays and text columns.
+        dims: ``{array: places}``: where the components of a narrower vector go; the first places where not given.
+        texts: ``{column: text}`` for all episodes, where the store has no such column.
+    """
+
+    path: str = ""
+    weight: float = 1.0
+    rename: dict[str, str] = field(default_factory=dict)
+    dims: dict[str, list[int]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError("data.mixture: an entry has no path")
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise ConfigError(f"data.mixture: weight {self.weight} of {self.path}: expected more than 0")
+
+
+def slots(weights: Sequence[float], batch_size: int, names: Sequence[str]) -> NDArray[np.int64]:
+    """Windows of each store in a batch: shares rounded by largest remainder.
+
+    Raises:
+        ConfigError: a store gets none.
+    """
+    share = np.asarray(weights, np.float64) / sum(weights) * batch_size
+    count = np.floor(share).astype(np.int64)
+    rest = np.argsort(-(share - count), kind="stable")[: batch_size - int(count.sum())]
+    count[rest] += 1
+    if not count.all():
+        i = int(np.argmin(count))
+        raise ConfigError(
+            f"data.mixture: weight {weights[i]:g} of {names[i]} is {share[i]:.2f} of train.batch_size={batch_size} "
+            "windows: expected at least 1; raise the weight or the batch size"
+        )
+    return count
+
+
+class MixtureOrder:
+    """Which windows make batch ``step``: ``order(step) -> int64 [batch_size]``, a function of ``(seed, step)``.
+
+    Args:
+        windows: indices of the windows of each store.
+        count: windows of each store in a batch (:func:`slots`).
+        seed: 0 or more.
+    """
+
+    def __init__(self, windows: Sequence[NDArray[np.int64]], count: NDArray[np.int64], seed: int) -> None:
+        self._windows, self._count, self._seed = list(windows), count, seed
+        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+
+    def __call__(self, step: int) -> NDArray[np.int64]:
+        member = np.random.default_rng([self._seed, step, 5]).permutation(
+            np.repeat(np.arange(len(self._count)), self._count)
+        )
+        out = np.empty(len(member), np.int64)
+        for i, n in enumerate(self._count.tolist()):
+            out[member == i] = self._of(i, step * n, n)
+        return out
+
+    def _of(self, member: int, first: int, n: int) -> NDArray[np.int64]:
+        size = len(self._windows[member])
+        epoch, place = np.divmod(np.arange(first, first + n), size)
+        needed = {int(e) for e in epoch}
+        self._orders = {k: v for k, v in self._orders.items() if k[0] != member or k[1] in needed}
+        out = np.empty(n, np.int64)
+        for e in needed:
+            if (member, e) not in self._orders:
+                rng = np.random.default_rng([self._seed, e, 6, member])
+                self._orders[member, e] = rng.permutation(self._windows[member])
+            out[epoch == e] = self._orders[member, e][place[epoch == e]]
+        return out
+
+    @classmethod
+    def of_table(
+        cls, table: WindowTable, first_episode: Sequence[int], count: NDArray[np.int64], seed: int,
+        names: Sequence[str],
+    ) -> MixtureOrder:  # fmt: skip
+        """The order over ``table``, where store ``i`` has the episodes from ``first_episode[i]`` on.
+
+        Raises:
+            DataError: a store has no window.
+        """
+        member = np.searchsorted(np.asarray(first_episode), table.episode, side="right") - 1
+        windows = [np.flatnonzero(member == i) for i in range(len(first_episode))]
+        for w, name in zip(windows, names, strict=True):
+            if not len(w):
+                raise DataError(f"{name}: no training episode is long enough for a window")
+        return cls(windows, count, seed)
+
+
+def check_member(first: Mapping[str, ArraySpec], other: Mapping[str, ArraySpec], config: MixtureConfig) -> None:
+    """Refuse a store whose arrays cannot stand for those of the first one, both as policies see them.
+
+    Raises:
+        ConfigError: ``dims`` that do not fit.
+        DataError: another shape of image, a longer vector, another unit, or other components.
+    """
+    for key, mine in first.items():
+        theirs, where = other[key], f"{config.path}: {key!r}"
+        if len(mine.shape) != 1 or len(theirs.shape) != 1:
+            if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+                raise DataError(
+                    f"{where} has steps {theirs.dtype} {theirs.shape}, the first store {mine.dtype} {mine.shape}"
+                )
+            continue
+        if theirs.size > mine.size:
+            raise DataError(
+                f"{where} has {theirs.size} components, the first store {mine.size}: make the store with the most "
+                "components data.path, or take a part of it (data.parts)"
+            )
+        at = places(config, key, theirs.size)
+        if len(at) != theirs.size or len(set(at)) < len(at) or not all(0 <= i < mine.size for i in at):
+            raise ConfigError(
+                f"data.mixture: dims.{key}={at} of {config.path}: expected {theirs.size} different places "
+                f"of 0..{mine.size - 1}"
+            )
+        if mine.unit is not None and theirs.unit is not None and mine.unit != theirs.unit:
+            raise DataError(f"{where} is in {theirs.unit}, in the first store in {mine.unit}: convert one of them")
+
+
+def places(config: MixtureConfig | None, key: str, size: int) -> list[int]:
+    """Where the ``size`` components of a vector go."""
+    return list(config.dims.get(key, range(size))) if config is not None else list(range(size))
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """Large arrays of several stores end to end, gathered from where each lies."""
+
+    parts: Sequence[Tensor]  # [T_i, *shape] each
+    first: Tensor  # int64 [n], global row at which each part begins
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one step."""
+        return tuple(self.parts[0].shape[1:])
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Rows ``[n]`` as ``[n, *shape]``."""
+        first = self.first.to(rows.device)
+        part = torch.searchsorted(first, rows, right=True) - 1
+        out = self.parts[0].new_empty((len(rows), *self.shape), device=rows.device)
+        for i, array in enumerate(self.parts):
+            here = torch.nonzero(part == i).reshape(-1)
+            if len(here):
+                chosen = torch.index_select(array, 0, (rows[here] - first[i]).to(array.device))
+                out[here] = chosen.to(rows.device)
+        return out
+
+
+def join_caches(
+    caches: Sequence[TrainingCache],
+    specs: Mapping[str, ArraySpec],
+    members: Sequence[MixtureConfig | None],
+    action_key: str,
+) -> tuple[TrainingCache, Tensor | None]:
+    """All stores as one: episodes end to end, vectors as wide as in ``specs``.
+
+    Args:
+        caches: of each store, the first one first.
+        specs: of the first store, by key.
+        members: the settings of each store, None for the first.
+        action_key: which array is the action.
+
+    Returns:
+        The joint cache, and which components of the action each episode has, bool ``[E, Da]``, None when all have all.
+    """
+    steps = [int(c.episode_ends[-1]) for c in caches]
+    first = np.concatenate([[0], np.cumsum(steps)])
+    arrays: dict[str, Tensor] = {}
+    rows: dict[str, JoinedRows] = {}
+    for key, spec in specs.items():
+        parts = [c.arrays[key] for c in caches]
+        if len(spec.shape) == 1:
+            fill = parts[0].double().mean(0).float()
+            at = [places(m, key, p.shape[1]) for m, p in zip(members, parts, strict=True)]
+            arrays[key] = torch.cat([_widened(p, fill, a) for p, a in zip(parts, at, strict=True)])
+        else:
+            rows[key] = JoinedRows(parts, torch.from_numpy(first[:-1].copy()))
+    ends = np.concatenate([c.episode_ends + s for c, s in zip(caches, first[:-1], strict=True)])
+    mask = torch.zeros((len(ends), specs[action_key].size), dtype=torch.bool)
+    begin = 0
+    for cache, member in zip(caches, members, strict=True):
+        stop = begin + len(cache.episode_ends)
+        mask[begin:stop, places(member, action_key, cache.arrays[action_key].shape[1])] = True
+        begin = stop
+    placement = "+".join(dict.fromkeys(c.placement for c in caches))
+    joint = TrainingCache(arrays, ends, placement, sum(c.nbytes for c in caches), caches[0].reason, rows)
+    return joint, None if bool(mask.all()) else mask
+
+
+def _widened(part: Tensor, fill: Tensor, at: list[int]) -> Tensor:
+    if at == list(range(len(fill))):
+        return part
+    out = fill.to(part.device).expand(len(part), -1).clone()
+    out[:, at] = part
+    return out

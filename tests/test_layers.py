@@ -27,6 +27,7 @@ ONE_DOOR = (
     ("rclpy",),
     ("rospy",),
     ("isaacgym",),
+    ("h5py",),
 )
 ELSEWHERE = ROOT / "envs" / "suites" / "adapters.py"  # runs in other Python environments, never in this one
 WITHOUT_TORCH = ("errors", "spec", "store", "recorder", "windows", "rotations", "angles", "actions")

@@ -164,7 +164,7 @@ def test_a_dataset_that_minari_itself_wrote(tmp_path: Path) -> None:
     assert len(source.episodes) == 3
     episode = source.read(2)
     np.testing.assert_array_equal(episode.arrays["robot_pos"], np.arange(3.0) + np.arange(7)[:, None])
-    np.testing.assert_array_equal(episode.arrays["action"], np.float32([[i / 10, 2] for i in range(7)]))
+    np.testing.assert_array_equal(episode.arrays["action"], np.array([[i / 10, 2] for i in range(7)], np.float32))
     assert np.abs(episode.arrays["image"][5, 20, 20].astype(int) - [250, 40, 10]).max() <= 4
     assert episode.columns == {"task": "toy/nested-v0", "seed": 2, "success": True}
     source.close()

@@ -85,7 +85,7 @@ def test_what_is_asked_for_must_exist() -> None:
         ('<!DOCTYPE m [<!ENTITY a "aa">]><mujoco>&a;</mujoco>', "declares entities"),
         ('<mujoco><include file="/etc/passwd"/></mujoco>', "<include>"),
         ('<mujoco><extension><plugin plugin="x"/></extension></mujoco>', "<extension>"),
-        ('<mujoco><worldbody><replicate count="9999999"><geom size="1"/></replicate></worldbody></mujoco>', "<replicate>"),
+        ('<mujoco><worldbody><replicate count="99999"><geom/></replicate></worldbody></mujoco>', "<replicate>"),
         ('<mujoco><asset><texture name="t" builtin="flat" width="99999999" height="8"/></asset></mujoco>', "width"),
         ('<mujoco><asset><hfield name="t" nrow="99999" ncol="2" size="1 1 1 1"/></asset></mujoco>', "nrow"),
         ('<mujoco><worldbody><geom file="/etc/passwd" size="1"/></worldbody></mujoco>', "reads a file in <geom>"),

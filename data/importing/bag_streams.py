@@ -19,7 +19,7 @@ from visuomotor.data.importing.ros_types import Decoder
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.validate import Finding
 
-__all__ = ["BagIndex", "KeyPlan", "Stream", "build_index", "episode_arrays", "period"]
+__all__ = ["BagIndex", "KeyPlan", "Stream", "build_index", "decoded", "episode_arrays", "period"]
 
 SECOND = 1_000_000_000
 _MAX_STEPS_PER_SAMPLE = 1000
@@ -122,7 +122,7 @@ def build_index(
         if not -(2**62) < received < 2**62:
             raise DataError(f"{recording.path}: a message of {topic} received at {received} ns")
         low, high = min(low, received), max(high, received)
-        message = decoders[topic].decode(recording.topics[topic].msgtype, raw)
+        message = decoded(recording, decoders[topic], topic, received, raw)
         for key, plan in by_topic[topic]:
             _add(samples[key], plan, message, received, seen[topic, received])
         if any(p.reader is None for _, p in by_topic[topic]):
@@ -136,6 +136,14 @@ def build_index(
     return BagIndex(
         recording=recording, decoders=decoders, streams=streams, signals=arrays, start=low, stop=high
     )  # fmt: skip
+
+
+def decoded(recording: Recording, decoder: Decoder, topic: str, received: int, raw: memoryview) -> dict[str, Any]:
+    """One message; damage is named with the file, the topic and the time of receipt."""
+    try:
+        return decoder.decode(recording.topics[topic].msgtype, raw)
+    except DataError as error:
+        raise DataError(f"{recording.path}: {topic} at {received} ns: {error}") from None
 
 
 def _add(samples: _Samples, plan: KeyPlan, message: Mapping[str, Any], received: int, same: int) -> None:
@@ -248,8 +256,11 @@ def _pictures(index: BagIndex, plan: KeyPlan, stream: Stream, when: np.ndarray) 
         seen[received] += 1
         if where is None:
             continue
-        message = index.decoders[topic].decode(plan.msgtype, raw)
-        image = read_image(plan.msgtype, message, plan.map.size)
+        message = decoded(index.recording, index.decoders[topic], topic, received, raw)
+        try:
+            image = read_image(plan.msgtype, message, plan.map.size)
+        except DataError as error:
+            raise DataError(f"{index.recording.path}: {topic} at {received} ns: {error}") from None
         if (image.shape, image.dtype) != (plan.spec.shape, out.dtype):
             raise DataError(
                 f"a picture of {topic} is {image.dtype} {list(image.shape)}, the first one was {plan.spec.dtype} "

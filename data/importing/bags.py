@@ -21,7 +21,7 @@ from visuomotor.data.importing.bag_fields import FieldReader, field_kind, stamp
 from visuomotor.data.importing.bag_images import IMAGE_TYPES, read_image
 from visuomotor.data.importing.bag_mapping import BagMapping, KeyMap, load_mapping
 from visuomotor.data.importing.bag_proposal import propose, summarise, table
-from visuomotor.data.importing.bag_streams import BagIndex, KeyPlan, build_index, episode_arrays
+from visuomotor.data.importing.bag_streams import BagIndex, KeyPlan, build_index, decoded, episode_arrays
 from visuomotor.data.importing.recording import Recording, Topic
 from visuomotor.data.importing.ros2_bag import find_recordings, open_recording
 from visuomotor.data.importing.ros_types import Decoder, parse_definition, standard_types
@@ -112,8 +112,8 @@ class BagSource(Source):
         first: dict[str, dict[str, Any]] = {}
         readers: dict[str, FieldReader] = {}
         reasons: dict[str, str] = {}
-        for topic, _, raw in recording.messages({k.topic for k in keys.values()}):
-            message = decoders[topic].decode(recording.topics[topic].msgtype, raw)
+        for topic, received, raw in recording.messages({k.topic for k in keys.values()}):
+            message = decoded(recording, decoders[topic], topic, received, raw)
             for name, spec in keys.items():
                 if spec.topic != topic or name in first:
                     continue
@@ -316,7 +316,9 @@ def _explained(path: Path) -> Iterator[None]:
     """Damage that only shows in the depths, as one sentence that names the file."""
     try:
         yield
-    except UserError:
+    except UserError as error:
+        if isinstance(error, DataError) and path.name not in str(error):
+            raise DataError(f"{path}: {error}") from None
         raise
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None

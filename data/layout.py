@@ -110,7 +110,7 @@ def open_root(path: Path, mode: str) -> Root:
         group = zarr.open_group(files, mode="r" if mode == "r" else "r+", use_consolidated=False)
     except DataError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} has damaged group metadata: {type(error).__name__}: {error}") from None
     root = Root(path, group, files)
     keys, meta = root.arrays("data"), root.arrays("meta")

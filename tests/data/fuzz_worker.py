@@ -62,7 +62,7 @@ def attempt(command: dict[str, Any]) -> dict[str, Any]:
 
 
 def wrong(command: dict[str, Any]) -> list[str]:
-    """Episodes in the store that are not what the undamaged sample held; those of the sample are kept when asked to."""
+    """Arrays in the store that are not what the undamaged sample held under that id; a sample's own are kept."""
     with DemoStore.open(command["store"]) as store:
         ids = store.episode_columns["source_episode"].tolist()
         held = {f"{ids[i]}/{k}": v for i in range(len(ids)) for k, v in store.episode(i).items()}
@@ -70,7 +70,7 @@ def wrong(command: dict[str, Any]) -> list[str]:
         np.savez(command["truth"], **held)
         return []
     with np.load(command["truth"]) as truth:
-        return [n for n, v in held.items() if n not in truth or not np.array_equal(v, truth[n])]
+        return [n for n, v in held.items() if n in truth and not np.array_equal(v, truth[n])]
 
 
 def handle(command: dict[str, Any]) -> dict[str, Any]:

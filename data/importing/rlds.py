@@ -24,7 +24,7 @@ from visuomotor.data.validate import Finding
 
 __all__ = ["RldsSource"]
 
-_OPTIONS = ("split", "fps")
+_OPTIONS = ("split",)
 _STEPS = "steps/"
 _TASK = ("language_instruction", "natural_language_instruction", "instruction", "task")
 _MAX_JSON = 64 << 20
@@ -41,7 +41,7 @@ class _Record:
 class RldsSource(Source):
     """A dataset folder (with features.json), or the folder above with one version in it.
 
-    Options: ``split``: a name, all by default (column ``split``). ``fps``: RLDS does not say it.
+    Options: ``split``: a name, all by default (column ``split``). RLDS does not say its rate.
     """
 
     format: ClassVar[str] = "rlds"
@@ -54,10 +54,7 @@ class RldsSource(Source):
         folder = _version_folder(path)
         if folder is None:
             raise DataError(f"{path} holds no features.json and dataset_info.json: no dataset of TensorFlow Datasets")
-        fps = options.get("fps")
-        if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not fps > 0):
-            raise ConfigError(f"fps is {fps!r}: expected a number above 0")
-        self.fps = None if fps is None else float(fps)
+        self.fps = None
         self._records: list[_Record] = []
         self.episodes = []
         self._find_records(folder, _load(folder / "dataset_info.json"), options.get("split"))

@@ -170,7 +170,7 @@ def test_whole_numbers_of_any_size(values: list[int], packed: bool) -> None:
 def test_every_value_comes_through(tmp_path: Path) -> None:
     folder = write(tmp_path / "toy" / "1.0.0").parent
     assert detect(folder) == "rlds"
-    source = open_source(folder, options={"fps": 10})
+    source = open_source(folder)
     assert [e.id for e in source.episodes] == [
         "toy-train.tfrecord-00000-of-00002#0", "toy-train.tfrecord-00000-of-00002#1",
         "toy-train.tfrecord-00001-of-00002#0",

@@ -105,6 +105,7 @@ class GraphedStep:
             {k: torch.empty_like(v) for k, v in batch.obs.items()},
             torch.empty_like(batch.action),
             torch.empty_like(batch.is_pad),
+            None if batch.action_mask is None else torch.empty_like(batch.action_mask),
         )
         graph = torch.cuda.CUDAGraph()
         try:
@@ -123,3 +124,5 @@ def _copy(source: Batch, target: Batch) -> None:
         buffer.copy_(source.obs[key], non_blocking=True)
     target.action.copy_(source.action, non_blocking=True)
     target.is_pad.copy_(source.is_pad, non_blocking=True)
+    if target.action_mask is not None and source.action_mask is not None:
+        target.action_mask.copy_(source.action_mask, non_blocking=True)

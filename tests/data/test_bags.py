@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).parent))
 from bag_samples import KINDS, drive, header, joints, twist, write_bag
 
 from visuomotor.data.errors import ConfigError, DataError
+from visuomotor.data.importing.bag_mapping import load_mapping
 from visuomotor.data.importing.bags import BagSource
 from visuomotor.data.importing.registry import detect, open_source
 from visuomotor.data.importing.run import import_demos
@@ -279,3 +280,40 @@ def test_rehab_robot_bag_as_recorded(tmp_path: Path) -> None:
     with DemoStore.open(tmp_path / "r.zarr") as store:
         assert store.specs["pos"].dtype == "int32"
         assert store.read("pos", 0, store.n_steps).max() == 419
+
+
+def test_frames_of_tf_by_name_and_quaternions(tmp_path: Path) -> None:
+    """A quarter turn about z in 1 s, among other frames: half way it is 45 degrees."""
+    samples = []
+    for t in (0.0, 1.0):
+        turn = {"x": 0.0, "y": 0.0, "z": np.sin(t * np.pi / 4), "w": np.cos(t * np.pi / 4)}
+        frames = [
+            {
+                "header": header(t),
+                "child_frame_id": name,
+                "transform": {"translation": {"x": x + t, "y": 0.0, "z": 0.0}, "rotation": turn},
+            }
+            for name, x in (("base", 5.0), ("arm.tool0", 1.0))
+        ]
+        samples += [
+            ("/tf", t, "tf2_msgs/msg/TFMessage", {"transforms": frames}),
+            ("/tf", t + 0.01, "tf2_msgs/msg/TFMessage", {"transforms": frames[:1]}),
+        ]
+    at = "transforms[child_frame_id=arm.tool0].transform"
+    keys = {
+        "pos": {"topic": "/tf", "field": f"{at}.translation"},
+        "quat": {"topic": "/tf", "field": f"{at}.rotation", "interpolation": "slerp"},
+    }
+    source = BagSource(write_bag(tmp_path, "db3", samples), {"mapping": {"fps": 2, "keys": keys}})
+    episode = source.read(0)
+    assert source.specs["pos"].names == ("x", "y", "z")
+    np.testing.assert_allclose(episode.arrays["pos"], [[1, 0, 0], [1.5, 0, 0], [2, 0, 0]], atol=1e-6)
+    eighth = np.pi / 8
+    np.testing.assert_allclose(episode.arrays["quat"][1], [0, 0, np.sin(eighth), np.cos(eighth)], atol=1e-6)
+    assert any("2 messages of /tf have no such components" in f.message for f in episode.findings)
+
+
+def test_the_mapping_in_the_docs_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "importing.md").read_text(encoding="utf-8")
+    mapping = load_mapping(yaml.safe_load(page.split("```yaml\n")[1].split("```")[0]))
+    assert list(mapping.keys) == ["state", "pos", "quat", "front", "action"]

@@ -42,8 +42,9 @@ def distribution_figure(d: Distribution) -> str:
 
 def lengths_figure(lengths: NDArray[np.int64]) -> str:
     """Histogram of the steps of an episode."""
-    counts, edges = np.histogram(lengths, bins=min(40, max(1, int(np.ptp(lengths)) + 1)))
-    most = f"bars of {figure_text(float(edges[1] - edges[0]))} steps, the highest has {int(counts.max())} episodes"
+    bins = min(40, int(np.ptp(lengths)) + 1, 4 + 2 * int(np.sqrt(len(lengths))))
+    counts, edges = np.histogram(lengths, bins=bins)
+    most = f"bars of {figure_text(float(edges[1] - edges[0]))} steps, at most {int(counts.max())} in one"
     ends = (
         f"<span>{int(lengths.min())}</span><span>median {np.median(lengths):g}</span><span>{int(lengths.max())}</span>"
     )

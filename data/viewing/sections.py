@@ -53,7 +53,8 @@ def cards(store: DemoStore, found: Sequence[Finding] | None) -> str:
     ]
     if found is not None:
         kinds = {kind: sum(f.severity == kind for f in found) for kind in _ORDER}
-        more = ", ".join(f"{n} {kind}" for kind, n in kinds.items() if n)
+        names = {"error": "error(s)", "warning": "warning(s)", "info": "note(s)"}
+        more = ", ".join(f"{n} {names[kind]}" for kind, n in kinds.items() if n)
         out.append(_card("Findings", f"{len(found):,}", more or "nothing found"))
     return "".join(out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from typing import Any
 
 import av
 import numpy as np
@@ -53,7 +54,7 @@ def read_back(path):
     """``{entity: {column: [values of all rows]}}`` of a recording, by rerun's own reader."""
     from rerun.chunk import RrdReader
 
-    out = {}
+    out: dict[str, dict[str, list[Any]]] = {}
     for chunk in RrdReader(str(path)).stream():
         batch = chunk.to_record_batch()
         entity = out.setdefault(str(chunk.entity_path), {})

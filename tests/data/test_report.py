@@ -84,6 +84,7 @@ def test_histograms_count_every_step_and_places_are_where_they_were(path):
     assert plane.starts.tolist() == [[0, 0]] * 3
     corner = plane.counts[: GRID // 2, : GRID // 2].sum()
     assert corner == plane.counts[: GRID // 2].sum()  # y grows twice as fast as x: nothing low lies to the right
+    assert figures.returns is not None
     assert figures.returns.tolist() == [30, 12, 21]
 
 
@@ -138,6 +139,7 @@ def test_strips_show_the_steps_that_they_name_and_keep_to_the_budget(path):
         front = next(s for s in strips if s.camera == "front")
         assert front.steps == (0, 10, 19, 29)
         picture = cv2.imdecode(np.frombuffer(front.jpeg, np.uint8), cv2.IMREAD_COLOR)
+        assert picture is not None
         assert picture.shape == (24, 4 * 34 - 2, 3)
         for i, step in enumerate(front.steps):
             assert picture[12, i * 34 + 16, 2] == pytest.approx(step, abs=3)  # red is the step; JPEG is lossy
@@ -212,8 +214,8 @@ def test_the_page_holds_one_script_its_own_and_reaches_for_nothing(path, tmp_pat
 
 
 def test_findings_are_grouped_and_lead_to_their_episode(path, tmp_path):
-    group = zarr.open_group(path, mode="r+")
-    group["data/tcp"][35, 1] = np.nan
+    array = zarr.open_array(path, path="data/tcp", mode="r+")
+    array[35, 1] = np.nan
     made, page = report(path, tmp_path / "report.html")
     assert made.n_findings
     assert re.search(r'badge error">error</span>tcp.*?<a href="#e1">episode 1, step 5</a>', page, re.DOTALL)
@@ -259,7 +261,7 @@ def test_in_a_browser_nothing_from_the_store_runs_and_the_table_sorts(path, tmp_
     for name, text, order in (("as_is", page, ["30", "12", "21"]), ("sorted", tried, ["12", "21", "30"])):
         file = tmp_path / f"{name}.html"
         file.write_text(text, encoding="utf-8")
-        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
         command += [f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()]
         dom = subprocess.run(command, capture_output=True, text=True, timeout=90).stdout
         assert "<title>demos.zarr</title>" in dom
@@ -272,7 +274,7 @@ def test_in_a_browser_nothing_from_the_store_runs_and_the_table_sorts(path, tmp_
 def test_the_policy_of_the_page_stops_a_script_that_got_through(path, tmp_path):
     _, page = report(path, tmp_path / "report.html", check=False)
     (tmp_path / "evil.html").write_text(page.replace("</main>", "<script>document.title='hacked'</script></main>"))
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "evil.html").as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=90).stdout
     assert "<title>demos.zarr</title>" in dom

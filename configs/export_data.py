@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from visuomotor.configs.compose import parse_plain
-from visuomotor.data.exporting.registry import export_demos
+from visuomotor.data.exporting.registry import export_demos, export_formats
 from visuomotor.data.store import DemoStore
 
 __all__ = ["ExportDataConfig", "main"]
@@ -41,6 +41,11 @@ class ExportDataConfig:
 
 def main(words: Sequence[str]) -> int:
     """Run the export."""
+    if not words or any(w in ("-h", "--help", "help") for w in words):
+        from visuomotor.configs.help import settings_help  # knows every command, and so loads torch
+
+        print(f"{settings_help(ExportDataConfig)}\nFormats: {', '.join(export_formats())}")
+        return 0
     named = ["store=", "path="]
     words = [w if "=" in w else f"{named.pop(0)}{w}" if named else w for w in words]
     c = parse_plain(ExportDataConfig, words)

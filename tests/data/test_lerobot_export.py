@@ -204,7 +204,8 @@ def test_the_command(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "exists already" in capsys.readouterr().err
     assert main([*words[:3], str(tmp_path / "x"), "format=lerobt"]) == 2
     assert "Did you mean 'lerobot'" in capsys.readouterr().err
-    assert "lerobot" in export_formats()
+    assert main([*words[:2], "--help"]) == 0
+    assert f"Formats: {', '.join(export_formats())}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("images", ["png", "video"])

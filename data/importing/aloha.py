@@ -75,11 +75,11 @@ class AlohaSource(Source):
         files = _files(path)
         if not files or not is_hdf5(files[0]):
             return None
-        try:
-            with Hdf5File(files[0]) as h5:
+        with Hdf5File(files[0]) as h5:  # raises for a damaged file: no other format would read it either
+            try:
                 found = h5.has("action") and h5.has("observations/qpos")
-        except DataError:
-            return None
+            except DataError:
+                return None
         return f"ALOHA HDF5 ({files[0].name}: action, observations/qpos)" if found else None
 
     def read(self, index: int) -> SourceEpisode:

@@ -23,6 +23,7 @@ from visuomotor.data.errors import DataError
 __all__ = ["probe", "serve"]
 
 _SECONDS, _BYTES_PER_SECOND = 10.0, 20e6  # patience: a floor, and the slowest disk
+_START_SECONDS = 120.0
 _MAX_NODES = 1_000_000
 _SERVE = "from visuomotor.data.importing.hdf5_probe import serve; serve()"
 
@@ -66,6 +67,9 @@ class _Prober:
                 [sys.executable, "-P", "-c", _SERVE], text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
+            assert self._process.stdout is not None
+            if select.select([self._process.stdout], [], [], _START_SECONDS)[0]:
+                self._process.stdout.readline()  # its greeting: starting does not count as reading
         return self._process
 
     def stop(self) -> None:
@@ -103,6 +107,7 @@ def serve() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print("ready", flush=True)
     for line in sys.stdin:
         with contextlib.suppress(DataError, OSError, MemoryError), Hdf5File(Path(json.loads(line)), probed=True) as h5:
             _walk(h5)

@@ -69,12 +69,12 @@ class MinariSource(Source):
         file = _file(path)
         if file.name != "main_data.hdf5" or not is_hdf5(file):
             return None
-        try:
-            with Hdf5File(file) as h5:
+        with Hdf5File(file) as h5:  # raises for a damaged file: no other format would read it either
+            try:
                 found = numbered(h5.groups(), "episode_")
                 whole = bool(found) and h5.has(f"{found[0]}/observations") and h5.has(f"{found[0]}/actions")
-        except DataError:
-            return None
+            except DataError:
+                return None
         return f"Minari ({file.name}: {found[0]}/observations)" if whole else None
 
     def close(self) -> None:

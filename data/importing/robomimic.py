@@ -66,11 +66,11 @@ class RobomimicSource(Source):
         file = _file(path)
         if not is_hdf5(file):
             return None
-        try:
-            with Hdf5File(file) as h5:
+        with Hdf5File(file) as h5:  # raises for a damaged file: no other format would read it either
+            try:
                 demos = numbered(h5.groups("data"), "demo_") if h5.is_group("data") else []
-        except DataError:
-            return None
+            except DataError:
+                return None
         return f"robomimic or robosuite HDF5 (data/{demos[0]})" if demos else None
 
     def close(self) -> None:

@@ -202,14 +202,14 @@ def test_a_file_that_hangs_the_library_is_refused(tmp_path: Path, monkeypatch: p
     broken[broken.index(b"GCOL") + 24] = 255  # size of a text: HDF5 2.0 never gets to the end of that heap
     (tmp_path / "demo.hdf5").write_bytes(broken)
     with pytest.raises(DataError, match=r"demo\.hdf5 is damaged: reading it takes more than 2 s"):
-        open_source(tmp_path / "demo.hdf5", "robomimic")
+        open_source(tmp_path / "demo.hdf5")
     assert detect(sound(tmp_path / "good.hdf5")) == "robomimic"  # by another process
 
 
 def test_a_file_that_crashes_the_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prober = hdf5_probe._Prober()
     monkeypatch.setattr(hdf5_probe, "_PROBER", prober)
-    monkeypatch.setattr(hdf5_probe, "_SERVE", "import os; input(); os.abort()")
+    monkeypatch.setattr(hdf5_probe, "_SERVE", "import os; print('ready', flush=True); input(); os.abort()")
     for _ in range(2):  # the second time it is known
         with pytest.raises(DataError, match=r"demo\.hdf5 is damaged: reading it crashes the HDF5 library"):
             Hdf5File(sound(tmp_path / "demo.hdf5"))

@@ -19,6 +19,8 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor bench pusht data=<zarr>                  every head under the same budget, as a table; resumable
   visuomotor export checkpoint=<run>                  the policy as ONNX and as a torch.export program
   visuomotor data generate task=lift episodes=200     demonstrations by the task's scripted expert; resumable
+  visuomotor data import <path> <zarr>                demonstrations of another format into a store; resumable
+  visuomotor data export <zarr> <path> format=npz     a store in another format
   visuomotor data inspect <zarr>                      what a dataset holds
   visuomotor data validate <zarr>                     what is wrong with it, by array, episode and step
   visuomotor data report <zarr>                       one HTML page: pictures, distributions, coverage, findings

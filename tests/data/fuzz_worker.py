@@ -65,7 +65,7 @@ def wrong(command: dict[str, Any]) -> list[str]:
     """Arrays in the store that are not what the undamaged sample held under that id; a sample's own are kept."""
     with DemoStore.open(command["store"]) as store:
         ids = store.episode_columns["source_episode"].tolist()
-        held = {f"{ids[i]}/{k}": v for i in range(len(ids)) for k, v in store.episode(i).items()}
+        held: dict[str, Any] = {f"{ids[i]}/{k}": v for i in range(len(ids)) for k, v in store.episode(i).items()}
     if command.get("keep"):
         np.savez(command["truth"], **held)
         return []

@@ -19,7 +19,7 @@ from visuomotor.data.importing.tfrecord import masked_crc
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
 
-__all__ = ["SAMPLES", "Sample"]
+__all__ = ["SAMPLES", "Sample", "masked_crc"]
 
 LENGTHS = (8, 5)
 

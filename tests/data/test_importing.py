@@ -180,7 +180,7 @@ def test_text_that_is_no_unicode_is_stored(tmp_path: Path) -> None:
     source = Numbers(1)
     reading = source.read
     bad = {"task": "push \ud800 it"}
-    source.read = lambda i: SourceEpisode(arrays=reading(i).arrays, columns=bad)  # type: ignore[method-assign]
+    source.read = lambda i: SourceEpisode(arrays=reading(i).arrays, columns=bad)  # type: ignore[assignment, method-assign]
     import_demos(source, tmp_path / "a.zarr")
     with DemoStore.open(tmp_path / "a.zarr") as store:
         assert list(store.episode_columns["task"]) == ["push ? it"]
@@ -297,7 +297,10 @@ def test_killed_imports_go_on_to_the_same_bits(tmp_path: Path, ask: Ask) -> None
     (tmp_path / "demos").mkdir()
     for i in range(40):
         n = int(rng.integers(5, 30))
-        arrays = {"image": rng.integers(0, 255, (n, 24, 24, 3), np.uint8), "action": rng.random((n, 3), np.float32)}
+        arrays: dict[str, Any] = {
+            "image": rng.integers(0, 255, (n, 24, 24, 3), np.uint8),
+            "action": rng.random((n, 3), np.float32),
+        }
         np.savez_compressed(tmp_path / "demos" / f"episode_{i}.npz", **arrays, task=np.array(f"task {i}"))
     whole = tmp_path / "whole.zarr"
     begun = time.monotonic()

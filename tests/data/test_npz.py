@@ -89,7 +89,10 @@ def test_a_folder_as_people_write_it(tmp_path: Path) -> None:
     arrays = []
     for i in (10, 9):
         n = i
-        step = {"observation.state": np.asfortranarray(RNG.random((n, 4))), "action": RNG.random((n, 2)).astype(">f4")}
+        step: dict[str, Any] = {
+            "observation.state": np.asfortranarray(RNG.random((n, 4))),
+            "action": RNG.random((n, 2)).astype(">f4"),
+        }
         np.savez(tmp_path / "demos" / f"ep{i}.npz", **step, extra=np.zeros(n + 1), task="lift", note=np.zeros((2, 2)))
         arrays.append(step)
     source = open_source(tmp_path / "demos")

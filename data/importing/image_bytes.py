@@ -66,4 +66,4 @@ def decode_image(data: bytes | memoryview, *, depth: bool = False) -> np.ndarray
         if image.ndim != 2:
             raise DataError(f"a depth picture has {image.shape[2]} channels: expected one")
         return np.asarray(image)
-    return np.ascontiguousarray(image[:, :, ::-1])
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))

@@ -59,7 +59,7 @@ class Recording(ABC):
 
     @abstractmethod
     def messages(self, topics: Collection[str], start: int | None = None, stop: int | None = None) -> Iterator[Message]:
-        """Messages of ``topics`` received from ``start`` to ``stop`` [ns], both included, in the order of the file.
+        """Messages received from ``start`` to ``stop`` [ns], both included, as the file or time orders them.
 
         Raises:
             DataError: the file is damaged.

@@ -76,11 +76,11 @@ class SqliteBag(Recording):
         """See :meth:`Recording.messages`."""
         ids = [number for number, name in self._ids.items() if name in topics]
         marks = ",".join("?" * len(ids))
-        query = (
-            f"SELECT topic_id, timestamp, data FROM messages WHERE topic_id IN ({marks}) "
-            "AND timestamp >= ? AND timestamp <= ? ORDER BY id"
-        )
-        span = (start if start is not None else -(2**63), stop if stop is not None else 2**63 - 1)
+        query = f"SELECT topic_id, timestamp, data FROM messages WHERE topic_id IN ({marks})"
+        span: tuple[int, ...] = ()
+        if start is not None or stop is not None:  # by the index of times; ordering by id would sort the blobs
+            query += " AND timestamp >= ? AND timestamp <= ?"
+            span = (start if start is not None else -(2**63), stop if stop is not None else 2**63 - 1)
         try:
             with closing(self._connect()) as db:
                 for number, time, data in db.execute(query, (*ids, *span)):

@@ -179,10 +179,12 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
     """The container and its first video stream. The format is given: some that FFmpeg would guess open other files."""
     try:
         with av.open(str(path), format="mp4", options={"protocol_whitelist": "file"}) as file:
-            if not file.streams.video:
-                raise DataError(f"{path} holds no video")
+            if not file.streams.video or file.streams.video[0].codec_context is None:
+                raise DataError(f"{path} holds no video, or of an unknown codec")
             stream = file.streams.video[0]
             stream.thread_type = "AUTO"
             yield file, stream
-    except (av.FFmpegError, OSError) as error:
-        raise DataError(f"{path} cannot be read as mp4 video: {error.strerror or error}") from None
+    except DataError:
+        raise
+    except (av.FFmpegError, OSError, ValueError, RuntimeError) as error:  # PyAV also fails on text that is not UTF-8
+        raise DataError(f"{path} cannot be read as mp4 video: {getattr(error, 'strerror', None) or error}") from None

@@ -100,7 +100,7 @@ def check_jumps(vectors: Vectors, seen: Survey, limits: Thresholds) -> Iterator[
                 wrapped = d > turn / 2
                 wraps[i] = wraps.get(i, 0) + int(wrapped.sum())
                 d = np.where(wrapped, np.abs(turn - d), d)
-            jump, limit = _too_long(d, seen, i, limits, _top_speed(vectors, i, limits))
+            jump, limit = _too_long(d, seen, i, limits, c.role == "action", _top_speed(vectors, i, limits))
             if len(jump):
                 row = int(jump[0]) + 1
                 message = (
@@ -117,12 +117,13 @@ def check_jumps(vectors: Vectors, seen: Survey, limits: Thresholds) -> Iterator[
 
 
 def _too_long(
-    d: FloatArray, seen: Survey, i: int, limits: Thresholds, top: float | None
+    d: FloatArray, seen: Survey, i: int, limits: Thresholds, is_action: bool, top: float | None
 ) -> tuple[NDArray[np.int64], float]:
     if not len(d):
         return np.empty(0, np.int64), 0.0
     usual = max(float(seen.fast[i]), float(np.percentile(d, 95)))
-    limit = max(limits.jump_factor * usual, limits.jump_range * float(seen.spread[i]))
+    share = limits.jump_range_action if is_action else limits.jump_range
+    limit = max(limits.jump_factor * usual, share * float(seen.spread[i]))
     limit = limit if top is None else min(limit, top)
     return np.flatnonzero(d > limit), limit
 

@@ -104,10 +104,14 @@ def _check(
 
 
 def _order(q: Quaternion, rows: FloatArray) -> Iterator[Finding]:
-    """Turning about the vertical moves w and z alone: the two components that move tell the order."""
+    """Turning about the vertical moves w and z alone: the two components that move tell the order.
+
+    The first and the last one may also be x and w, turning about x; the last two are hardly anything else than z and w.
+    """
     size = np.abs(rows).max(axis=0, initial=0)
     active = set(np.flatnonzero(size > 0.05).tolist())
-    hint = {frozenset({0, 3}): "wxyz", frozenset({2, 3}): "xyzw"}.get(frozenset(active))
+    known = {frozenset({0, 3}): "wxyz (or about x stored as xyzw)", frozenset({2, 3}): "xyzw"}
+    hint = known.get(frozenset(active))
     moves = [d for d in sorted(active) if np.ptp(rows[:, d]) > 0.05]
     if q.order is None:
         about = (
@@ -115,7 +119,7 @@ def _order(q: Quaternion, rows: FloatArray) -> Iterator[Finding]:
         )
         message = f"the names do not say the order of the quaternion (wxyz or xyzw){about}"
         yield Finding(severity="info", array=q.key, message=message)
-    elif hint is not None and hint != q.order and len(moves) == 2:
+    elif hint == "xyzw" and hint != q.order and len(moves) == 2:
         message = (
             f"named as {q.order}, but only components {moves} move, as in turns about z stored as {hint}: "
             "check the order"

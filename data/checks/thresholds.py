@@ -22,6 +22,7 @@ class Thresholds:
         jump_factor: a step is a jump when it is longer than this many times the 99th percentile of all steps of that
             component, and the 95th percentile of its episode.
         jump_range: and longer than this share of the component's range (1st to 99th percentile).
+        jump_range_action: the same for actions, which may change at once: a robot is told to stop.
         max_speed_m_s, max_speed_rad_s: speeds that no arm has, for observations whose unit and rate are known.
         saturated_share: share of steps at exactly the smallest or the largest value.
         frozen_s: shortest run of identical frames, while the robot moves, that counts [s]; without a rate
@@ -51,6 +52,7 @@ class Thresholds:
     idle_share: float = 0.1
     jump_factor: float = 10.0
     jump_range: float = 0.05
+    jump_range_action: float = 1.0
     max_speed_m_s: float = 10.0
     max_speed_rad_s: float = 50.0
     saturated_share: float = 0.1

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visuomotor.data.checks.vectors import Vectors, low_dim
+from visuomotor.data.editing.view import StoreView
 from visuomotor.data.errors import DataError, nearest
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
@@ -79,7 +80,10 @@ class Demos:
             span = store.episode_slice(episode)
             return {k: store.read(k, span.start, span.stop) for k in keys}
 
+        path, changed = store.path, frozenset[str]()
         spans = np.stack([np.arange(len(ends)), np.zeros(len(ends), np.int64), lengths], axis=1)
+        if isinstance(store, StoreView):  # a view of a view is one of the store
+            path, spans, changed = store.whole.path, store.spans, frozenset(store.own_columns)
         origin = dict(store.origin)
         history = origin.pop("history", [])
         return cls(
@@ -89,7 +93,7 @@ class Demos:
             column_types=dict(store.column_types),
             columns=store.episode_columns,
             reader=read,
-            source=Source(Path(str(store.path)), spans, frozenset(store.column_types)),
+            source=Source(path, spans, frozenset(store.column_types) - changed),
             origin=origin,
             history=tuple(history) if isinstance(history, list) else (),
         )

@@ -12,9 +12,8 @@ from visuomotor.data.editing import arrays, choosing, rates
 from visuomotor.data.editing.demos import Demos, take
 from visuomotor.data.editing.merge import merge
 from visuomotor.data.editing.split import split_by_column, split_by_share
-from visuomotor.data.editing.view import write_view
 from visuomotor.data.editing.words import as_value
-from visuomotor.data.editing.write import write_store
+from visuomotor.data.editing.write import write_store, write_view
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.store import DemoStore
 

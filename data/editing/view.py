@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,17 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visuomotor.data.chunks import chunk_rows
-from visuomotor.data.durable import fsync_directory
-from visuomotor.data.editing.demos import Demos
 from visuomotor.data.errors import DataError
 from visuomotor.data.journal import JournalEntry
 from visuomotor.data.parts import PartConfig
 from visuomotor.data.rows import COLUMN_TYPES, conform_columns
 from visuomotor.data.store import DemoStore
 
-__all__ = ["StoreView", "open_view", "write_view"]
+__all__ = ["FORMAT", "VERSION", "StoreView", "episodes_hash", "open_view"]
 
-_FORMAT, _VERSION = "visuomotor view", 1
+FORMAT, VERSION = "visuomotor view", 1
 _MOST_BYTES = 256 << 20
 _BLOCK_BYTES = 64 << 20
 
@@ -35,7 +31,7 @@ _BLOCK_BYTES = 64 << 20
 class StoreView(DemoStore):
     """Episodes of another store, in another order or cut, with other columns. For reading only.
 
-    ``arrays``, ``columns`` and what else belongs to files are those of the whole store.
+    ``arrays``, ``columns`` and what else belongs to files are those of the whole store, :attr:`whole`.
 
     Args:
         path: the view.
@@ -50,11 +46,11 @@ class StoreView(DemoStore):
         history: list[dict[str, Any]],
     ) -> None:  # fmt: skip
         super().__init__(whole.root, "r", None, 0)
-        self.path, self._whole = path, whole
+        self.path, self.whole = path, whole
         self.specs, self.fps = whole.specs, whole.fps
         self.origin = {**whole.origin, "history": history}
         starts = np.concatenate([[0], whole.episode_ends[:-1]])[spans[:, 0]]
-        self._spans, self._own_columns = spans, dict(columns)
+        self.spans, self.own_columns = spans, dict(columns)
         self._from = starts + spans[:, 1]  # [E] first step in the whole store
         self._ends = np.cumsum(spans[:, 2] - spans[:, 1])
 
@@ -81,28 +77,28 @@ class StoreView(DemoStore):
     @property
     def column_types(self) -> dict[str, str]:
         """Type of each per-episode column."""
-        return {**super().column_types, **{name: kind for name, (kind, _) in self._own_columns.items()}}
+        return {**super().column_types, **{name: kind for name, (kind, _) in self.own_columns.items()}}
 
     @property
     def episode_columns(self) -> dict[str, np.ndarray]:
         """Per-episode values ``[E]``; text as an object array of str."""
-        out = {name: values[self._spans[:, 0]] for name, values in self._whole.episode_columns.items()}
-        for name, (kind, values) in self._own_columns.items():
+        out = {name: values[self.spans[:, 0]] for name, values in self.whole.episode_columns.items()}
+        for name, (kind, values) in self.own_columns.items():
             out[name] = np.array(values, dtype=object if kind == "str" else kind)
         return {name: out[name] for name in self.column_types}
 
     def add_part(self, name: str, part: PartConfig) -> None:
         """As of the whole store."""
-        self._whole.add_part(name, part)
+        self.whole.add_part(name, part)
 
     def add_name(self, name: str, key: str) -> None:
         """As of the whole store."""
-        self._whole.add_name(name, key)
+        self.whole.add_name(name, key)
 
     def fingerprint(self, keys: Iterable[str]) -> str:
         """Hash of the whole store's content and of what is chosen of it."""
-        chosen = hashlib.sha256(self._spans.tobytes()).hexdigest()
-        return hashlib.sha256(f"{self._whole.fingerprint(keys)} {chosen}".encode()).hexdigest()
+        chosen = hashlib.sha256(self.spans.tobytes()).hexdigest()
+        return hashlib.sha256(f"{self.whole.fingerprint(keys)} {chosen}".encode()).hexdigest()
 
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
         """Rows of the steps ``[start, stop)`` of the view; see :meth:`DemoStore.read`."""
@@ -110,7 +106,7 @@ class StoreView(DemoStore):
         self._check_open()
         if not 0 <= start <= stop <= self.n_steps:
             raise DataError(f"steps {start} to {stop} of {key!r}: expected a range within 0 to {self.n_steps}")
-        parts = [self._whole.read(key, a, b) for a, b in self._pieces(start, stop)]
+        parts = [self.whole.read(key, a, b) for a, b in self._pieces(start, stop)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _pieces(self, start: int, stop: int) -> list[tuple[int, int]]:
@@ -142,58 +138,11 @@ class StoreView(DemoStore):
     def close(self) -> None:
         """Close the whole store."""
         super().close()
-        self._whole.close()
+        self.whole.close()
 
 
-def write_view(demos: Demos, path: Path) -> None:
-    """Write the view ``path`` (``.json``), whole or not at all.
-
-    Raises:
-        DataError: something is at ``path``, there are no episodes, or arrays were changed, which needs a new store.
-    """
-    source = demos.source
-    if source is None:
-        raise DataError(f"{path} would be a view, which changes no array: give a path that ends with .zarr for a store")
-    if path.exists():
-        raise DataError(f"{path} exists already: remove it, or give another path")
-    if not len(demos):
-        raise DataError(f"{path}: no episodes are left")
-    own = {n: [k, [demos.row(e)[n] for e in range(len(demos))]] for n, k in demos.column_types.items() if n not in
-           source.columns}  # fmt: skip
-    with DemoStore.open(source.path) as whole:
-        document = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "source": _relative(source.path, path),
-            "episodes_hash": _hash(whole, source.spans),
-            "spans": source.spans.tolist(),
-            "columns": own,
-            "history": list(demos.history),
-        }
-    partial = path.parent / f".{path.name}.{uuid.uuid4().hex}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as f:
-            json.dump(document, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.rename(partial, path)
-        fsync_directory(path.parent)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _relative(source: Path, view: Path) -> str:
-    """Seen from the view, so that both can be moved together; a URL as it is."""
-    if "://" in str(source):
-        return str(source)
-    return os.path.relpath(source.resolve(), view.parent.resolve())
-
-
-def _hash(whole: DemoStore, spans: NDArray[np.int64]) -> str:
-    """Of the lengths of the episodes up to the last that is used: appending to the store leaves a view valid."""
+def episodes_hash(whole: DemoStore, spans: NDArray[np.int64]) -> str:
+    """Hash of the lengths of the episodes up to the last that is used: appending to the store leaves a view valid."""
     last = int(spans[:, 0].max()) + 1 if len(spans) else 0
     return hashlib.sha256(np.ascontiguousarray(whole.episode_ends[:last], np.int64).tobytes()).hexdigest()
 
@@ -212,10 +161,10 @@ def open_view(path: Path) -> StoreView:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no view: {error}") from None
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise DataError(f"{path} is a JSON file, but no view as visuomotor data edit writes them")
-    if document.get("version") != _VERSION:
-        raise DataError(f"{path} is a view of version {document.get('version')}: this version reads {_VERSION}")
+    if document.get("version") != VERSION:
+        raise DataError(f"{path} is a view of version {document.get('version')}: this version reads {VERSION}")
     try:
         source, spans = str(document["source"]), np.array(document["spans"], np.int64).reshape(-1, 3)
         columns = {str(n): (str(kind), list(values)) for n, (kind, values) in document["columns"].items()}
@@ -240,7 +189,7 @@ def open_view(path: Path) -> StoreView:
 def _check_spans(path: Path, whole: DemoStore, spans: NDArray[np.int64], told: str) -> None:
     lengths = np.diff(whole.episode_ends, prepend=0)
     known = len(spans) and spans[:, 0].min() >= 0 and spans[:, 0].max() < len(lengths)
-    if not known or _hash(whole, spans) != told:
+    if not known or episodes_hash(whole, spans) != told:
         raise DataError(f"{path} is a view of {whole.path}, whose episodes are others by now: make the view again")
     if (spans[:, 1] < 0).any() or (spans[:, 1] >= spans[:, 2]).any() or (spans[:, 2] > lengths[spans[:, 0]]).any():
         raise DataError(f"{path} is a damaged view: steps outside of an episode")

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,10 @@ def ask() -> Iterator[Ask]:
         yield send
 
 
-@pytest.fixture
-def trial(ask: Ask, tmp_path: Path) -> Callable[[str], Trial]:
-    return lambda name: make_trial(name, tmp_path, ask)
+@pytest.fixture(scope="module")
+def trial(ask: Ask, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trial]:
+    """Trials by the names of their samples, each made once."""
+    return cache(lambda name: make_trial(name, tmp_path_factory.mktemp("trial"), ask))
 
 
 def judge(trial: Trial, chosen: list[Variant]) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ def ask() -> Iterator[Ask]:
         yield send
 
 
-@pytest.fixture
-def trial(ask: Ask, tmp_path: Path) -> Callable[[str], Trial]:
-    return lambda name: make_trial(name, tmp_path, ask)
+@pytest.fixture(scope="module")
+def trial(ask: Ask, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trial]:
+    """Trials by the names of their samples, each made once."""
+    return cache(lambda name: make_trial(name, tmp_path_factory.mktemp("trial"), ask))
 
 
 def told(**entries: Any) -> Change:

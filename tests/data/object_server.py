@@ -1,6 +1,6 @@
 """A small object server for tests: S3's list, get and head with byte ranges and ETags, and index pages for browsers.
 
-It can break on purpose: ``fail`` maps the end of an object's name to a status, ``cut`` ends connections in mid-body,
+It can break on purpose: ``fail`` maps the end of an object's name to a status, ``delay_s`` makes every answer late,
 ``ranges`` and ``index`` switch off what simple web servers lack.
 """
 
@@ -20,8 +20,10 @@ class ObjectServer:
     """Serves the files below ``root``: ``s3://bucket/...`` is ``root/bucket/...``."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.fail, self.cut_after, self.delay_s = root, {}, None, 0.0
-        self.ranges, self.index, self.requests = True, True, []
+        self.root, self.delay_s = root, 0.0
+        self.fail: dict[str, int] = {}
+        self.ranges, self.index = True, True
+        self.requests: list[tuple[str, str, str | None]] = []
         server = self
 
         class Handler(_Handler):
@@ -81,10 +83,6 @@ class _Handler(BaseHTTPRequestHandler):
             stop = min(int(last) + 1, len(data)) if first and last else len(data)
             status, extra = 206, {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
             data = data[start:stop]
-        if body and self.state.cut_after is not None and len(data) > 1000:
-            self.state.cut_after -= 1
-            if self.state.cut_after < 0:
-                return self._send(503, b"")
         return self._send(status, data, body=body, ETag=etag, **extra)
 
     def _list(self, bucket, query):

@@ -62,7 +62,7 @@ def served(tmp_path_factory):
 
 @pytest.fixture
 def server(served, monkeypatch):
-    served.fail, served.cut_after, served.ranges, served.index, served.delay_s = {}, None, True, True, 0.0
+    served.fail, served.ranges, served.index, served.delay_s = {}, True, True, 0.0
     served.requests.clear()
     for name, value in {
         "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
@@ -216,6 +216,12 @@ def test_no_permission_and_no_answer_are_one_error(server, monkeypatch):
     with pytest.raises(DataError, match=r"no permission\. Set the credentials"):
         DemoStore.open("s3://bucket/sets/demos.zarr")
     server.fail = {}
+    monkeypatch.setenv("VISUOMOTOR_TIMEOUT_S", "0.2")
+    server.delay_s = 1.0
+    with pytest.raises(DataError, match=r"no answer in time \(VISUOMOTOR_TIMEOUT_S=0\.2\)"):
+        DemoStore.open("s3://bucket/sets/demos.zarr")
+    server.delay_s = 0.0
+    monkeypatch.setenv("VISUOMOTOR_TIMEOUT_S", "5")
     with DemoStore.open("s3://bucket/sets/demos.zarr") as store:
         monkeypatch.setattr(server, "fail", {"img/c/0/0/0/0": 403, "img/c.0.0.0.0": 403})
         with pytest.raises(DataError, match="no permission"):

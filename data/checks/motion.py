@@ -18,6 +18,7 @@ __all__ = ["check_idle", "check_jumps", "resting", "turns"]
 
 _TURNS = {"rad": 2 * math.pi, "deg": 360.0}
 _ENOUGH = 50
+_OF_ARRAY = 0.01  # share of the largest range in the array below which nothing is a jump: a joint that settles
 
 
 def resting(x: FloatArray, seen: Survey, limits: Thresholds) -> NDArray[np.bool_]:
@@ -88,6 +89,7 @@ def check_jumps(vectors: Vectors, seen: Survey, limits: Thresholds) -> Iterator[
         for i, c in enumerate(vectors.components)
         if seen.smooth[i] and i not in rotations and not is_axis_angle(c.key)
     ]
+    floor = {k: _OF_ARRAY * float(seen.spread[vectors.columns([k])].max()) for k in vectors.specs}
     found: dict[str, dict[int, tuple[int | None, str]]] = {}
     wraps: dict[int, int] = {}
     for episode, x in vectors.episodes():
@@ -100,7 +102,9 @@ def check_jumps(vectors: Vectors, seen: Survey, limits: Thresholds) -> Iterator[
                 wrapped = d > turn / 2
                 wraps[i] = wraps.get(i, 0) + int(wrapped.sum())
                 d = np.where(wrapped, np.abs(turn - d), d)
-            jump, limit = _too_long(d, seen, i, limits, c.role == "action", _top_speed(vectors, i, limits))
+            jump, limit = _too_long(
+                d, seen, i, limits, c.role == "action", floor[c.key], _top_speed(vectors, i, limits)
+            )
             if len(jump):
                 row = int(jump[0]) + 1
                 message = (
@@ -117,13 +121,13 @@ def check_jumps(vectors: Vectors, seen: Survey, limits: Thresholds) -> Iterator[
 
 
 def _too_long(
-    d: FloatArray, seen: Survey, i: int, limits: Thresholds, is_action: bool, top: float | None
+    d: FloatArray, seen: Survey, i: int, limits: Thresholds, is_action: bool, floor: float, top: float | None
 ) -> tuple[NDArray[np.int64], float]:
     if not len(d):
         return np.empty(0, np.int64), 0.0
     usual = max(float(seen.fast[i]), float(np.percentile(d, 95)))
     share = limits.jump_range_action if is_action else limits.jump_range
-    limit = max(limits.jump_factor * usual, share * float(seen.spread[i]))
+    limit = max(limits.jump_factor * usual, share * float(seen.spread[i]), floor)
     limit = limit if top is None else min(limit, top)
     return np.flatnonzero(d > limit), limit
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from visuomotor.data.errors import DataError, UserError
 
@@ -151,6 +151,7 @@ def read_frames(index: VideoIndex, wanted: np.ndarray) -> np.ndarray:
     """
     out = np.empty((len(wanted), index.height, index.width, 3), np.uint8)
     pts, row = index.pts[wanted], 0
+    converter = VideoReformatter()  # one for all: frame.to_ndarray makes one for each, which takes longer than decoding
     with _open(index.path) as (file, stream):
         key = int(index.keys[max(np.searchsorted(index.keys, pts[0], side="right") - 1, 0)])
         if key > index.keys[0]:
@@ -160,12 +161,14 @@ def read_frames(index: VideoIndex, wanted: np.ndarray) -> np.ndarray:
                 continue
             if frame.pts > pts[row]:
                 break
-            picture = frame.to_ndarray(format="rgb24")
-            if picture.shape != out.shape[1:]:
+            if (frame.height, frame.width) != out.shape[1:3]:
                 raise DataError(
                     f"{index.path}: the frame at {frame.pts * index.time_base:.3f} s is "
-                    f"{picture.shape[1]} x {picture.shape[0]} px; expected {index.width} x {index.height}"
+                    f"{frame.width} x {frame.height} px; expected {index.width} x {index.height}"
                 )
+            plane = converter.reformat(frame, format="rgb24").planes[0]
+            lines = np.frombuffer(plane, np.uint8).reshape(index.height, plane.line_size)  # padded on the right
+            picture = lines[:, : 3 * index.width].reshape(out.shape[1:])
             while row < len(pts) and pts[row] == frame.pts:  # rows may share a frame
                 out[row] = picture
                 row += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +15,7 @@ from visuomotor.data.checks.vectors import FloatArray, Vectors
 __all__ = ["check_components"]
 
 _ENOUGH = 50  # steps below which a constant is no wonder
+_HAND = re.compile("grip|finger|thumb|hand|jaw|claw", re.IGNORECASE)  # what closes on something rests at its limit
 _NEAR_LIMIT = 0.02  # share of the range that counts as lying at its end
 _SWITCH = 0.8  # share of steps near either end from which on a component is a switch, such as a gripper
 
@@ -79,7 +81,8 @@ def _saturated(vectors: Vectors, seen: Survey, limits: Thresholds) -> Iterator[F
                     f"{component} is at its {word} value {edge:.6g} in {100 * share[side, i]:.0f} % of the steps: "
                     "clipped, or at a limit"
                 )
-                severity = "warning" if component.role == "action" else "info"
+                held = _HAND.search(f"{component.key} {component.name}")
+                severity = "warning" if component.role == "action" and not held else "info"
                 yield Finding(severity=severity, array=component.key, episode=episode, row=row, message=message)
 
 

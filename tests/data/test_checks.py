@@ -63,7 +63,7 @@ def write(path: Path, episodes: list[Arrays], **changes: ArraySpec) -> Path:
             for row in np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)):
                 array = zarr.open_group(path, mode="r+")[f"data/{key}"]
                 assert isinstance(array, zarr.Array)
-                array[start + row] = rows[row]
+                array[start + int(row)] = rows[row]
         start += len(next(iter(arrays.values())))
     return path
 

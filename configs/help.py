@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
@@ -83,7 +84,7 @@ visuomotor play: a window in which a policy, the expert or you act in real time
 
 def train_help() -> str:
     """Help of ``visuomotor train``."""
-    words = "\n".join(f"  {name}={'|'.join(options)}" for name, options in groups().items())
+    words = "\n".join(_choices(name, options) for name, options in groups().items())
     sections: list[tuple[str, type]] = [("", TrainConfig)]
     sections += [(f"policy={n}: policy.", e.config_class) for n, e in heads().items()]
     sections += [(f"backbone={n}: backbone.", e.config_class) for n, e in backbones().items()]
@@ -92,6 +93,13 @@ def train_help() -> str:
     return (
         f"{_TRAIN}\nChosen by one word (the first defaults: policy=diffusion backbone=mlp task=none)\n{words}\n\n{body}"
     )
+
+
+def _choices(name: str, options: Sequence[str]) -> str:
+    """``  name=a|b|c``, broken after a bar where it would be too long."""
+    text = f"{name}={'| '.join(options)}"
+    lines = textwrap.wrap(text, width=110, initial_indent="  ", subsequent_indent=" " * (len(name) + 3))
+    return "\n".join(line.replace("| ", "|") for line in lines)
 
 
 def eval_help() -> str:

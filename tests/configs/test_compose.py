@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from visuomotor.configs.compose import compose_train, parse_plain, restore_train
@@ -129,8 +131,8 @@ def test_help_names_every_setting_with_its_default_and_meaning():
     parts += ["train.steps=", "window.horizon=16"]
     for part in [*parts, "policy.solver=", "optim.lr=", "data.path=(must be given)", "env.max_episode_steps=300"]:
         assert part in text, part
-    tasks = next(line for line in text.splitlines() if line.startswith("  task="))
-    assert {"lift", "none", "pusht"} <= set(tasks.removeprefix("  task=").split("|"))
+    (tasks,) = re.findall(r"^  task=((?:.*\|\n)*.*)$", text, re.MULTILINE)
+    assert {"lift", "none", "pusht", "walker"} <= set(re.sub(r"\s", "", tasks).split("|"))
     assert "action.norm.clip=null" in text  # what the owner set, not the default of its class
     assert "checkpoint=(must be given)" in eval_help()
     assert max(map(len, text.splitlines())) <= 124

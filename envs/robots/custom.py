@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.robots.fingers import Grip, find_grip, finger_inputs, tune_grip

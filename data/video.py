@@ -167,7 +167,8 @@ def read_frames(index: VideoIndex, wanted: np.ndarray) -> np.ndarray:
                     f"{frame.width} x {frame.height} px; expected {index.width} x {index.height}"
                 )
             plane = converter.reformat(frame, format="rgb24").planes[0]
-            lines = np.frombuffer(memoryview(plane), np.uint8).reshape(index.height, plane.line_size)  # padded on the right
+            lines = np.frombuffer(memoryview(plane), np.uint8)
+            lines = lines.reshape(index.height, plane.line_size)  # padded on the right
             picture = lines[:, : 3 * index.width].reshape(out.shape[1:])
             while row < len(pts) and pts[row] == frame.pts:  # rows may share a frame
                 out[row] = picture

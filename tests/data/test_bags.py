@@ -308,9 +308,9 @@ def test_frames_of_tf_by_name_and_quaternions(tmp_path: Path) -> None:
     source = BagSource(write_bag(tmp_path, "db3", samples), {"mapping": {"fps": 2, "keys": keys}})
     episode = source.read(0)
     assert source.specs["pos"].names == ("x", "y", "z")
-    np.testing.assert_allclose(episode.arrays["pos"], [[1, 0, 0], [1.5, 0, 0], [2, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(episode.arrays["pos"], [[1.0, 0.0, 0.0], [1.5, 0.0, 0.0], [2.0, 0.0, 0.0]], atol=1e-6)
     eighth = math.pi / 8
-    np.testing.assert_allclose(episode.arrays["quat"][1], [0, 0, math.sin(eighth), math.cos(eighth)], atol=1e-6)
+    np.testing.assert_allclose(episode.arrays["quat"][1], [0.0, 0.0, math.sin(eighth), math.cos(eighth)], atol=1e-6)
     assert any("2 messages of /tf have no such components" in f.message for f in episode.findings)
 
 

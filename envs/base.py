@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visuomotor.data.errors import UserError
 from visuomotor.data.spec import ArraySpec
 
 __all__ = ["ChunkStep", "Obs", "Step", "VecEnv", "merge_obs"]
@@ -96,6 +97,8 @@ class VecEnv(ABC):
 
     def step_chunk(self, action: Tensor) -> ChunkStep:
         """Execute ``action [N, Ta, Da]`` open loop; see :class:`ChunkStep`."""
+        if action.ndim != 3 or action.shape[0] != self.num_envs or not action.shape[1]:
+            raise UserError(f"a chunk of shape {list(action.shape)}; expected [{self.num_envs}, steps, action size]")
         n, ta = action.shape[:2]
         active = torch.ones(n, dtype=torch.bool, device=self.device)
         terminated, truncated = torch.zeros_like(active), torch.zeros_like(active)

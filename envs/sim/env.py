@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,7 @@ class SimVecEnv(VecEnv):
 
     def __init__(self, task: Task, config: SimConfig, num_envs: int, events: Sequence[Event] = ()) -> None:
         scene = task.scene()
+        events = [copy.copy(event) for event in events]  # bound to these worlds; other environments may share the list
         for event in events:
             event.prepare(scene)
         model = scene.compile()
@@ -93,8 +95,7 @@ class SimVecEnv(VecEnv):
             raise UserError(f"mask is {mask.dtype} {list(mask.shape)}; expected torch.bool [{self.num_envs}]")
         worlds = self._everyone if mask is None else Selection(mask)
         if not worlds.is_empty:
-            given = None if seeds is None else torch.tensor(list(seeds), dtype=torch.int64, device=self.device)
-            draws = self._random.begin_episode(worlds, given)
+            draws = self._random.begin_episode(worlds, None if seeds is None else self._seeds(seeds))
             self.sim.reset(worlds)
             self.task.reset(worlds, draws)
             self.events.reset(worlds, draws)
@@ -102,7 +103,8 @@ class SimVecEnv(VecEnv):
             self.control.reset(worlds)
             worlds.put(self._elapsed, 0)
             worlds.put(self._running, True)
-        return self._observe(drawn=mask)
+        # worlds that diverged and were not chosen still show no NaN
+        return self._observe(None if worlds is self._everyone else self.sim.diverged(), drawn=mask)
 
     def advance(self, action: Tensor, active: Tensor) -> Step:
         return self._advance(action, active)
@@ -124,9 +126,11 @@ class SimVecEnv(VecEnv):
         self.sim.restore(snapshot.sim)
         for name, buffer in self._buffers().items():
             buffer.copy_(snapshot.buffers[name])
-        return self._observe()
+        return self._observe(self.sim.diverged())
 
     def render(self, index: int) -> np.ndarray:
+        if not 0 <= index < self.num_envs:
+            raise UserError(f"world {index}: expected 0 to {self.num_envs - 1}")
         return self._film.picture(index)
 
     def warnings(self) -> list[str]:
@@ -187,6 +191,12 @@ class SimVecEnv(VecEnv):
         if diverged is not None and not (self._may_ask and not bool(diverged.any())):
             obs = {k: v.nan_to_num(0.0, 0.0, 0.0) if v.is_floating_point() else v for k, v in obs.items()}
         return obs
+
+    def _seeds(self, seeds: Sequence[int]) -> Tensor:
+        for seed in seeds:
+            if not -(2**63) <= seed < 2**63:
+                raise UserError(f"seed {seed}: expected a whole number of 64 bits")
+        return torch.tensor(list(seeds), dtype=torch.int64, device=self.device)
 
     def _buffers(self) -> dict[str, Tensor]:
         own = {"elapsed": self._elapsed, "running": self._running, "key": self._random.key}

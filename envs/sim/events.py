@@ -33,7 +33,8 @@ class Event(ABC):
     Attributes:
         when: one of :data:`WHEN`.
         interval: shortest and longest time [s] between two applications in one world, for ``when="interval"``.
-        changes_constants: it writes model fields that ``set_const`` reads; the schedule calls that afterwards.
+        changes_constants: it writes model fields that ``set_const`` reads; the schedule calls that, and computes
+            outputs anew, afterwards.
         changes_state: it writes state (``qpos`` …), so outputs are computed anew afterwards.
     """
 
@@ -104,7 +105,7 @@ class EventSchedule:
             draws = self._world.random.draws(worlds, 1 + i, elapsed)
             self._apply([e], worlds, draws)
             worlds.put(due, worlds.take(elapsed) + self._wait(e, draws))
-            if e.changes_state:
+            if e.changes_state or e.changes_constants:
                 self._world.sim.forward(worlds)
 
     def buffers(self) -> dict[str, Tensor]:

@@ -258,17 +258,21 @@ class RetargetExpert(Expert):
         pos = (self._turn @ self._way[d, s, k][..., None])[..., 0] + self._shift
         rot = self._turn @ self._ways_turn[d, s, k]
         self._approach(pos, rot)
-        self._grip = torch.where(self._arrived, self._grips[d, s, k], self._grip)
+        self._grip.copy_(torch.where(self._arrived, self._grips[d, s, k], self._grip))
         world_pos, world_rot = self._arm.to_world(self._pos, self._rot)
         action = self._arm.encode(world_pos, world_rot, self._grip[:, None])
         last = self._step + 1 >= self._length[d, s]
         more = s + 1 < self._n_segments[d]
         onward = self._arrived & last & more
-        self._step = torch.where(onward, 0, torch.where(self._arrived & ~last, self._step + 1, self._step))
-        self._segment = s + onward.long()
+        self._step.add_(self._arrived & ~last).masked_fill_(onward, 0)
+        self._segment.add_(onward)
         self._begun &= ~onward
         self._arrived &= ~onward
         return action
+
+    def buffers(self) -> dict[str, Tensor]:
+        names = ("demo", "segment", "step", "begun", "arrived", "shift", "turn", "pos", "rot", "grip")
+        return {n: getattr(self, f"_{n}") for n in names}
 
     def _find_place(self, d: Tensor, s: Tensor) -> None:
         """Where the object of a segment that begins now lies, against where it lay."""
@@ -276,9 +280,9 @@ class RetargetExpert(Expert):
         rows, which = torch.arange(len(d), device=d.device), self._reference[d, s]
         turn = rot[rows, which] @ self._base_rot[d, s].transpose(1, 2)
         shift = pos[rows, which] - (turn @ self._base_pos[d, s][..., None])[..., 0]
-        self._turn = torch.where(self._begun[:, None, None], self._turn, turn)
-        self._shift = torch.where(self._begun[:, None], self._shift, shift)
-        self._begun = torch.ones_like(self._begun)
+        self._turn.copy_(torch.where(self._begun[:, None, None], self._turn, turn))
+        self._shift.copy_(torch.where(self._begun[:, None], self._shift, shift))
+        self._begun.fill_(True)
 
     def _approach(self, pos: Tensor, rot: Tensor) -> None:
         """Where a segment is being replayed, be there; else move on a straight line towards its beginning."""
@@ -286,6 +290,6 @@ class RetargetExpert(Expert):
         length, angle = way.norm(dim=1), turn.norm(dim=1)
         steps = torch.maximum(length / (_SPEED * self._dt), angle / (_TURN * self._dt))
         share = (1.0 / steps.clamp(min=1.0)).masked_fill(self._arrived, 1.0)[:, None]
-        self._pos = self._pos + way * share
-        self._rot = quat_to_matrix(axis_angle_to_quat(turn * share)) @ self._rot
-        self._arrived = self._arrived | (steps <= 1.0)
+        self._pos.add_(way * share)
+        self._rot.copy_(quat_to_matrix(axis_angle_to_quat(turn * share)) @ self._rot)
+        self._arrived.logical_or_(steps <= 1.0)

@@ -72,6 +72,10 @@ class Expert(ABC):
     def act(self) -> Tensor:
         """Actions ``[N, Da]`` for the state that the worlds are in now."""
 
+    @abstractmethod
+    def buffers(self) -> dict[str, Tensor]:
+        """Live tensors ``[N, ...]`` that a snapshot has to hold for it to go on as if nothing had happened."""
+
 
 class Task(ABC):
     """One task, on any engine. Everything it keeps of worlds are tensors ``[N, ...]`` made in :meth:`bind`.

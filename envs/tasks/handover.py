@@ -240,3 +240,7 @@ class _HandoverExpert(Expert):
 
     def act(self) -> Tensor:
         return torch.cat([self._left.act(), self._right.act()], 1)
+
+    def buffers(self) -> dict[str, Tensor]:
+        parts = {"left": self._left, "right": self._right}
+        return {f"{side}.{k}": v for side, expert in parts.items() for k, v in expert.buffers().items()}

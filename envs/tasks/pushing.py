@@ -123,10 +123,14 @@ class PushExpert(Expert):
         target = self._target(point, normal, motion, pos, rot)
         step = (self._speed[self.phase] * self._pace * self._dt)[:, None]
         ahead = target - self._ref
-        self._ref = self._ref + ahead * (step / ahead.norm(dim=1, keepdim=True).clamp(min=1e-9)).clamp(max=1.0)
+        self._ref.add_(ahead * (step / ahead.norm(dim=1, keepdim=True).clamp(min=1e-9)).clamp(max=1.0))
         action = self._arm.encode(self._ref, self._down, self._closed)
         self._advance(target, gain, error.norm(dim=1))
         return action
+
+    def buffers(self) -> dict[str, Tensor]:
+        names = ("phase", "_spent", "_choice", "_still", "_before", "_ref", "_pace", "_taste")
+        return {n.strip("_"): getattr(self, n) for n in names}
 
     def _choose(self, error: Tensor, pos: Tensor, rot: Tensor) -> None:
         """Where the hand is high enough, take the point whose push leaves least, not too far away, within reach."""
@@ -139,7 +143,7 @@ class PushExpert(Expert):
         radius = reached[..., :2].norm(dim=2)
         outside = (radius > _FARTHEST * self._reach) | (radius < _NEAREST * self._reach)
         cost = left / error.norm(dim=1, keepdim=True).clamp(min=1e-6) + 0.1 * away / self._reach + self._taste + outside
-        self._choice = torch.where(up, cost.argmin(1), self._choice)
+        self._choice.copy_(torch.where(up, cost.argmin(1), self._choice))
         self._enter(up, TRAVEL)
 
     def _target(self, point: Tensor, normal: Tensor, motion: Tensor, pos: Tensor, rot: Tensor) -> Tensor:
@@ -159,23 +163,23 @@ class PushExpert(Expert):
         return torch.cat([xy, z[:, None]], 1)
 
     def _advance(self, target: Tensor, gain: Tensor, error: Tensor) -> None:
-        self._spent = self._spent + 1
+        self._spent.add_(1)
         near = (self._arm.tcp.pos() - target).norm(dim=1)
         over = (self.phase == TRAVEL) & (near < 0.012)
         down = (self.phase == LOWER) & ((near < 0.006) | (self._spent > 20))
         pushing = self.phase == PUSH
         moving = (self._body.linvel().norm(dim=1) > 0.005) | (self._body.angvel().norm(dim=1) > 0.05)
-        self._still = torch.where(pushing & ~moving, self._still + 1, 0)
+        self._still.copy_(torch.where(pushing & ~moving, self._still + 1, 0))
         pushed = (gain < 0.03 * error + 0.0005) | (self._spent > _MAX_PUSH) | (self._still > _MAX_STILL)
         pushed = pushing & pushed
         lost = (self.phase == TRAVEL) & (self._spent > _MAX_TRAVEL)
         useless = lost | (pushed & (error > self._before - 0.001))
         self._taste[torch.arange(len(useless), device=useless.device), self._choice] += 0.3 * useless
-        self._before = torch.where(down, error, self._before)
+        self._before.copy_(torch.where(down, error, self._before))
         self._enter(over, LOWER)
         self._enter(down, PUSH)
         self._enter(pushed | lost, RISE)
 
     def _enter(self, worlds: Tensor, phase: int) -> None:
-        self.phase = torch.where(worlds, phase, self.phase)
-        self._spent = self._spent.masked_fill(worlds, 0)
+        self.phase.masked_fill_(worlds, phase)
+        self._spent.masked_fill_(worlds, 0)

@@ -154,7 +154,6 @@ class WaypointExpert(Expert):
         return action
 
     def buffers(self) -> dict[str, Tensor]:
-        """Live tensors ``[N, ...]`` that a snapshot has to hold for the expert to go on as if nothing had happened."""
         return {
             k.strip("_"): v for k, v in vars(self).items() if isinstance(v, Tensor) and k not in ("_rows", "_which")
         }

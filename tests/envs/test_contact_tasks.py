@@ -123,6 +123,27 @@ def test_a_snapshot_goes_on_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
+def test_an_expert_goes_on_bit_for_bit_from_a_snapshot(name: str) -> None:
+    env, everyone = build(name, 2, end_on_success=False), torch.ones(2, dtype=torch.bool)
+    env.reset(seeds=[1, 2])
+    expert = env.task.expert(0.5)
+    expert.reset(Selection.all(2, env.device), Draws(torch.tensor([5, 6])))
+    for _ in range(45):
+        env.advance(expert.act(), everyone)
+    kept, own = env.snapshot(), {k: v.clone() for k, v in expert.buffers().items()}
+    first = []
+    for _ in range(45):
+        first.append(expert.act())
+        env.advance(first[-1], everyone)
+    env.restore(kept)
+    for k, v in expert.buffers().items():
+        v.copy_(own[k])
+    for action in first:
+        assert torch.equal(expert.act(), action)
+        env.advance(action, everyone)
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_nothing_is_won_or_lost_at_the_start(name: str) -> None:
     env = build(name, 64)
     obs = env.reset(seeds=list(range(500, 564)))

@@ -15,9 +15,11 @@ from visuomotor.data.store import DemoStore
 from visuomotor.data.validate import validate
 from visuomotor.envs.demonstrate import DemoPlan
 from visuomotor.envs.generate import generate
-from visuomotor.envs.retarget import Demonstration, ObjectPoses, Segment, load_demonstrations, segment
+from visuomotor.envs.retarget import Demonstration, ObjectPoses, RetargetExpert, Segment, load_demonstrations, segment
 from visuomotor.envs.sim.engines import EngineConfig
 from visuomotor.envs.sim.env import SimVecEnv
+from visuomotor.envs.sim.random import Draws
+from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.tasks.lift import Lift, LiftConfig
 from visuomotor.envs.tasks.pick_place import PickPlace, PickPlaceConfig
 
@@ -134,6 +136,28 @@ def test_other_tasks_and_incomplete_stores_are_refused(five: Path, tmp_path: Pat
     env.task.obs_spec = {k: v for k, v in env.task.obs_spec.items() if k != "object"}
     with pytest.raises(ConfigError, match="1 arm"):
         load_demonstrations(five, env.task)
+    env.close()
+
+
+def test_it_goes_on_from_its_buffers(five: Path) -> None:
+    lift = LiftConfig(engine=ENGINE)
+    env = SimVecEnv(Lift(lift), lift, 2)
+    env.reset(seeds=[1, 2])
+    expert, everyone = RetargetExpert(env.task, load_demonstrations(five, env.task), 0.05), torch.ones(2).bool()
+    expert.reset(Selection.all(2, env.device), Draws(torch.tensor([5, 6])))
+    for _ in range(20):
+        env.advance(expert.act(), everyone)
+    kept, own = env.snapshot(), {k: v.clone() for k, v in expert.buffers().items()}
+    first = []
+    for _ in range(30):
+        first.append(expert.act())
+        env.advance(first[-1], everyone)
+    env.restore(kept)
+    for k, v in expert.buffers().items():
+        v.copy_(own[k])
+    for action in first:
+        assert torch.equal(expert.act(), action)
+        env.advance(action, everyone)
     env.close()
 
 

@@ -13,7 +13,7 @@ from visuomotor.data.errors import ConfigError
 from visuomotor.data.rotations import matrix_to_rot6d, quat_to_matrix
 from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.sim.random import Draws
-from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.selection import Selection, constant
 from visuomotor.envs.sim.task import Expert, Outcome
 from visuomotor.envs.sim.world import FreeBody, World
 from visuomotor.envs.tasks.fixtures import Fixture, add_camera, yaw_of
@@ -49,8 +49,9 @@ class Handover(TabletopTask):
     """The left arm takes a stick (22 cm for a Panda), the right one takes it over and holds it at a goal in the air.
 
     The arms face each other. It has succeeded when the middle of the stick is within 3 cm of the goal, held by the
-    right hand, with the left hand at least 5 cm away. Poses are given in the base frame of the left arm. The episode is
-    lost when the stick is out of reach of both.
+    right hand, with the left hand at least 5 cm away, and was *handed over*: both hands held it at once in the air, and
+    it has not touched the table since (the right arm could fetch it from the table by itself). Poses are given in the
+    base frame of the left arm. The episode is lost when the stick is out of reach of both.
     """
 
     name = "handover"
@@ -90,6 +91,7 @@ class Handover(TabletopTask):
         self._stick = self.objects["stick"] = world.free_body("stick")
         self._goal = Fixture(world.sim, "goal")
         self._meet = torch.tensor(self._meeting, device=world.sim.device)
+        self._handed = torch.zeros(world.sim.num_envs, dtype=torch.bool, device=world.sim.device)
         names = [*(f"stick_{a}" for a in "xyz"), *(f"stick_r{i}" for i in range(6)), *(f"goal_{a}" for a in "xyz")]
         return {"object": object_spec(names)}
 
@@ -97,10 +99,11 @@ class Handover(TabletopTask):
         pos = uniform_xy(worlds, draws.uniform((2,)), *self._area, self._thick)
         self._stick.place(worlds, pos, yaw_quat(draws.uniform((), -self._turn, self._turn)))
         r = self.reach
-        low = torch.tensor([self.apart - 1.1 * r, -0.3 * r, 0.25 * r], device=draws.device)
-        high = torch.tensor([self.apart - 0.85 * r, 0.3 * r, 0.5 * r], device=draws.device)
+        low = constant((self.apart - 1.1 * r, -0.3 * r, 0.25 * r), draws.device)
+        high = constant((self.apart - 0.85 * r, 0.3 * r, 0.5 * r), draws.device)
         goal = draws.uniform((3,), low, high)
         self._goal.place(worlds, goal, torch.zeros_like(goal[:, 0]))
+        worlds.put(self._handed, False)
 
     def observe_objects(self) -> dict[str, Tensor]:
         left = self.arms[_LEFT]
@@ -114,8 +117,11 @@ class Handover(TabletopTask):
         return (self._away(arm) < self.grip_half) & ((hand.opening() - hand.grip)[:, 0] > 0.1)
 
     def outcome(self) -> Outcome:
-        stick, taken = self._stick.pos(), self.holds(self._stick, _RIGHT)
-        picked = (self.holds(self._stick, _LEFT) | taken) & (stick[:, 2] > self._thick + 0.01)
+        stick, given = self._stick.pos(), self.holds(self._stick, _LEFT)
+        raised, taken = stick[:, 2] > self._thick + 0.01, self.holds(self._stick, _RIGHT)
+        self._handed.logical_or_(given & taken).logical_and_(raised)
+        taken = taken & self._handed
+        picked = (given | taken) & raised
         alone = taken & (self._away(_LEFT) > 0.05)
         to_goal = (stick - self._goal.pos()).norm(dim=1)
         success = alone & (to_goal < _NEAR)
@@ -129,6 +135,16 @@ class Handover(TabletopTask):
         lost = (torch.minimum(torch.hypot(x, y), torch.hypot(x - self.apart, y)) > 1.7 * self.reach) | (z < -0.05)
         return Outcome(reward=torch.where(success, 1.0, reward), success=success, failure=lost, score=score)
 
+    def privileged(self) -> Tensor:
+        """Besides what all tabletop tasks tell: whether the stick was handed over."""
+        return torch.cat([super().privileged(), self._handed[:, None].float()], 1)
+
+    def _names_of_privileged(self) -> tuple[str, ...]:
+        return (*super()._names_of_privileged(), "handed_over")
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {"handed": self._handed}
+
     def expert(self, diversity: float = 0.0) -> Expert:
         return _HandoverExpert(self, diversity)
 
@@ -139,7 +155,7 @@ class Handover(TabletopTask):
 
     def meeting(self) -> Pose:
         """Pose of the left hand that offers the stick to the right arm."""
-        pos = (self._meet - self._meet.new_tensor([self._hold, 0.0, 0.0])).expand(self._stick.pos().shape)
+        pos = (self._meet - constant((self._hold, 0.0, 0.0), self._meet.device)).expand(self._stick.pos().shape)
         return pos, top_down(torch.full_like(pos[:, 0], math.pi / 2))
 
     def delivery(self) -> Pose:
@@ -193,11 +209,11 @@ class _HandoverExpert(Expert):
         def waiting() -> Pose:
             pos, _ = task.meeting()
             turned = top_down(torch.full_like(pos[:, 0], -math.pi / 2))
-            return pos + pos.new_tensor([0.5 * task.reach, 0.0, lift]), turned
+            return pos + constant((0.5 * task.reach, 0.0, lift), pos.device), turned
 
         def back_off() -> Pose:
             pos, _ = task.meeting()
-            return pos + pos.new_tensor([-0.3 * task.reach, 0.0, lift]), None
+            return pos + constant((-0.3 * task.reach, 0.0, lift), pos.device), None
 
         self._left = WaypointExpert(
             left,

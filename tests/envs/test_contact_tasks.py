@@ -19,6 +19,7 @@ from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.tasks.drawer import OPENED
 from visuomotor.envs.tasks.peg import DEPTH, PEG_HALF
 from visuomotor.envs.tasks.tabletop import yaw_quat
+from visuomotor.envs.tasks.waypoints import Phase, Pose, WaypointExpert
 
 TASKS = ("drawer", "peg", "handover", "push_t_arm")
 torch.set_num_threads(1)
@@ -275,6 +276,36 @@ def test_stick_ends_in_the_second_hand_alone() -> None:
     assert not task.holds(task._stick, 0)[won].any()
     assert ((task._stick.pos() - task._goal.pos()).norm(dim=1)[won] < 0.03).all()
     assert (task._away(0)[won] > 0.05).all()
+
+
+def test_fetching_the_stick_from_the_table_is_no_hand_over() -> None:
+    env = build("handover", 4)
+    env.reset(seeds=[0, 1, 2, 3])
+    task: Any = env.task
+    left, right = task.arms
+
+    def here() -> Pose:
+        return right.tcp.pos(), None
+
+    fetch = [
+        Phase(target=lambda: task.grasp(1), above=0.06, grip=1, tolerance=0.015),
+        Phase(target=lambda: task.grasp(1), grip=1, speed=0.2, tolerance=0.006),
+        Phase(target=here, follow=False, grip=0, hold=8, timeout=12),
+        Phase(target=here, follow=False, above=0.1, grip=0),
+        Phase(target=task.delivery, grip=0, speed=0.3),
+    ]
+    expert, everyone = WaypointExpert(right, fetch, 0.05), torch.ones(4, dtype=torch.bool)
+    expert.reset(Selection.all(4, env.device), Draws(torch.arange(4)))
+    still = torch.zeros(4, 7)
+    still[:, 6] = 1.0
+    brought = ~everyone
+    for _ in range(task.max_episode_steps - 1):
+        step = env.advance(torch.cat([still, expert.act()], 1), everyone)
+        at_goal = (task._stick.pos() - task._goal.pos()).norm(dim=1) < 0.03
+        brought |= at_goal & task.holds(task._stick, 1)
+        assert not step.info["success"].any()
+        assert step.info["score"].max() == 0.0
+    assert brought.all()
 
 
 def test_hands_touch_each_other_and_no_arm_touches_itself() -> None:

@@ -7,12 +7,24 @@ would stall it, so all ``N`` rows are computed and written where the mask holds 
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["Columns", "Selection"]
+__all__ = ["Columns", "Selection", "constant"]
 
 Columns = slice | Tensor | None
+
+
+@cache
+def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Float32 tensor of numbers (or tuples of them), copied to the device once: never write to it.
+
+    ``torch.tensor([...], device=...)`` in code that runs at every step would make the host wait for a GPU each time.
+    """
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 class Selection:

@@ -20,7 +20,7 @@ from torch import Tensor
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.sim.events import Event
 from visuomotor.envs.sim.random import Draws
-from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.selection import Selection, constant
 from visuomotor.envs.sim.world import World, names_of
 
 __all__ = ["QUANTITIES", "JointOffset", "ModelTerm", "Push", "Spread", "matching"]
@@ -78,7 +78,7 @@ class Spread:
     def draw(self, draws: Draws, shape: Sequence[int]) -> Tensor:
         """Numbers ``[n, *shape]``."""
         if self.distribution == "choice":
-            table = torch.tensor(self.values, device=draws.device)
+            table = constant(self.values, draws.device)
             return table[draws.integers(len(self.values), shape)]
         if self.distribution == "loguniform":
             return draws.uniform(shape, math.log(self.low), math.log(self.high)).exp().clamp(self.low, self.high)
@@ -107,6 +107,7 @@ class Quantity:
         main: the field that the drawn number acts on.
         follow: fields that are scaled by the same factor as the main one.
         positive: the value must stay above 0.
+        never_negative: the value must stay at 0 or above.
         constants: :meth:`Simulator.set_const` has to run afterwards.
         unit: of the value.
     """
@@ -115,6 +116,7 @@ class Quantity:
     main: _Part
     follow: tuple[_Part, ...] = ()
     positive: bool = False
+    never_negative: bool = False
     constants: bool = False
     unit: str = ""
 
@@ -127,13 +129,18 @@ QUANTITIES: dict[str, Quantity] = {
     "center_of_mass": Quantity(kind="body", main=("body_ipos", slice(None)), constants=True, unit="m"),
     "friction": Quantity(kind="geom", main=("geom_friction", 0), positive=True),
     "contact_time": Quantity(kind="geom", main=("geom_solref", 0), positive=True, unit="s"),
-    "damping": Quantity(kind="joint", main=("dof_damping", None), unit="N s/m or N m s/rad"),
-    "friction_loss": Quantity(kind="joint", main=("dof_frictionloss", None), unit="N or N m"),
-    "armature": Quantity(kind="joint", main=("dof_armature", None), constants=True, unit="kg or kg m^2"),
+    "damping": Quantity(kind="joint", main=("dof_damping", None), never_negative=True, unit="N s/m or N m s/rad"),
+    "friction_loss": Quantity(kind="joint", main=("dof_frictionloss", None), never_negative=True, unit="N or N m"),
+    "armature": Quantity(
+        kind="joint", main=("dof_armature", None), never_negative=True, constants=True, unit="kg or kg m^2"
+    ),
     "position_gain": Quantity(kind="actuator", main=("actuator_gainprm", 0), follow=(("actuator_biasprm", 1),)),
     "velocity_gain": Quantity(kind="actuator", main=("actuator_biasprm", 2)),
-    "force_limit": Quantity(kind="actuator", main=("actuator_forcerange", 1), follow=(("actuator_forcerange", 0),)),
-    "actuator_delay": Quantity(kind="actuator", main=("actuator_delay", None), unit="s"),
+    "force_limit": Quantity(
+        kind="actuator", main=("actuator_forcerange", 1), follow=(("actuator_forcerange", 0),), never_negative=True,
+        unit="N or N m",
+    ),
+    "actuator_delay": Quantity(kind="actuator", main=("actuator_delay", None), never_negative=True, unit="s"),
     "gravity": Quantity(kind="option", main=("opt.gravity", slice(None)), unit="m/s^2"),
 }  # fmt: skip
 """What a :class:`ModelTerm` can vary. ``velocity_gain`` is negative in MuJoCo's bias term: multiply it."""
@@ -152,6 +159,12 @@ def matching(world: World, kind: str, patterns: Sequence[str]) -> list[str]:
     return [n for n in names if any(fnmatchcase(n, p) for p in patterns)]
 
 
+def _listed(names: Sequence[str], who: str) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise ConfigError(f"{who}: names={names!r}; expected a list of names or patterns: [{names!r}]")
+    return tuple(names)
+
+
 class ModelTerm(Event):
     """Varies a quantity of named things.
 
@@ -163,7 +176,7 @@ class ModelTerm(Event):
         when: ``startup`` or ``reset``.
 
     Raises:
-        ConfigError: an unknown quantity, or a spread that gives values which are not positive where they must be.
+        ConfigError: an unknown quantity, or a spread that gives values which are negative or 0 where they must not be.
     """
 
     def __init__(
@@ -171,7 +184,8 @@ class ModelTerm(Event):
     ) -> None:
         if quantity not in QUANTITIES:
             raise ConfigError(f"unknown quantity {quantity!r}. {nearest(quantity, QUANTITIES)}")
-        self.quantity, self.names, self.spread, self.shared, self.when = quantity, tuple(names), spread, shared, when
+        self.quantity, self.names = quantity, _listed(names, quantity)
+        self.spread, self.shared, self.when = spread, shared, when
         self._q = QUANTITIES[quantity]
         self.changes_constants = self._q.constants
         self._things = 0
@@ -228,6 +242,8 @@ class ModelTerm(Event):
             raise ConfigError(f"{self.quantity}: no names; expected names or patterns of a {kind}")
         m, all_names = world.sim.model, names_of(world.sim.model, kind)
         ids = [all_names.index(n) for n in matching(world, kind, self.names)]
+        if self.quantity == "force_limit" and (free := [all_names[i] for i in ids if not m.actuator_forcelimited[i]]):
+            raise ConfigError(f"force_limit: {', '.join(free)} have none; expected actuators with a force limit")
         if kind == "joint":
             moving = (mujoco.mjtJoint.mjJNT_HINGE.value, mujoco.mjtJoint.mjJNT_SLIDE.value)
             for i in ids:
@@ -239,11 +255,11 @@ class ModelTerm(Event):
         return torch.tensor(ids, device=device)
 
     def _refuse(self, nominal: Tensor) -> None:
-        number = torch.full_like(nominal, self.spread.smallest)
-        if self._q.positive and bool((self.spread.act(nominal, number) <= 0).any()):
-            least = float(self.spread.act(nominal, number).min())
+        least = float(self.spread.act(nominal, torch.full_like(nominal, self.spread.smallest)).min())
+        if (self._q.positive and least <= 0) or (self._q.never_negative and least < 0):
             raise ConfigError(
-                f"{self.quantity} of {', '.join(self.names)} would reach {least:g} {self._q.unit}; expected more than 0"
+                f"{self.quantity} of {', '.join(self.names)} would reach {least:g} {self._q.unit}; expected "
+                f"{'more than 0' if self._q.positive else '0 or more'}"
             )
 
 
@@ -285,7 +301,9 @@ class JointOffset(Event):
     def __init__(self, names: Sequence[str], spread: Spread) -> None:
         if spread.operation != "+":
             raise ConfigError(f"JointOffset: operation {spread.operation!r}; expected '+'")
-        self.names, self.spread = tuple(names), spread
+        self.names, self.spread = _listed(names, "JointOffset"), spread
+        if not self.names:
+            raise ConfigError("JointOffset: no names; expected names or patterns of joints")
 
     def bind(self, world: World) -> None:
         self._joints = world.joints(matching(world, "joint", self.names))
@@ -310,8 +328,8 @@ class Push(Event):
     changes_state = True
 
     def __init__(self, body: str, *, linear: float, angular: float = 0.0, interval: tuple[float, float]) -> None:
-        if linear < 0 or angular < 0:
-            raise ConfigError(f"Push: linear={linear}, angular={angular}; expected 0 or more")
+        if not (0 <= linear < math.inf and 0 <= angular < math.inf):
+            raise ConfigError(f"Push: linear={linear}, angular={angular}; expected finite numbers, 0 or more")
         self.body, self.linear, self.angular, self.interval = body, linear, angular, interval
 
     def bind(self, world: World) -> None:
@@ -319,5 +337,5 @@ class Push(Event):
 
     def apply(self, worlds: Selection, draws: Draws) -> None:
         change = draws.uniform((6,), -1.0, 1.0)
-        scale = torch.tensor([self.linear] * 3 + [self.angular] * 3, device=change.device)
+        scale = constant((self.linear,) * 3 + (self.angular,) * 3, change.device)
         self._body.add_velocity(worlds, change * scale)

@@ -12,7 +12,7 @@ from visuomotor.data.errors import ConfigError
 from visuomotor.data.rotations import matrix_to_rot6d
 from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.sim.random import Draws
-from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.selection import Selection, constant
 from visuomotor.envs.sim.task import Expert, Outcome
 from visuomotor.envs.sim.world import World
 from visuomotor.envs.tasks.fixtures import Fixture, add_camera, yaw_of
@@ -124,7 +124,7 @@ class Drawer(TabletopTask):
         half_open = 0.5  # enough for the bar, and the finger behind it fits between bar and front
 
         def at_handle(dz: float) -> Pose:
-            return self._handle.pos() + torch.tensor([0.0, 0.0, dz], device=self._handle.pos().device), self._across()
+            return self._handle.pos() + constant((0.0, 0.0, dz), self._handle.pos().device), self._across()
 
         def pulled() -> Pose:
             way = -self._cabinet.matrix()[:, :, 0] * (self.travel * 0.97 - self.opening())[:, None]

@@ -13,7 +13,7 @@ from visuomotor.data.errors import ConfigError
 from visuomotor.data.rotations import matrix_to_rot6d, quat_to_matrix
 from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.sim.random import Draws
-from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.selection import Selection, constant
 from visuomotor.envs.sim.task import Expert, Outcome
 from visuomotor.envs.sim.world import World
 from visuomotor.envs.tasks.fixtures import Fixture, wrap, yaw_matrix, yaw_of
@@ -90,7 +90,7 @@ class Peg(TabletopTask):
 
     def hole(self) -> Tensor:
         """Middle of the hole's rim ``[N, 3]`` [m], world frame."""
-        return self._block.pos() + torch.tensor([0.0, 0.0, _BLOCK_HEIGHT], device=self._block.pos().device)
+        return self._block.pos() + constant((0.0, 0.0, _BLOCK_HEIGHT), self._block.pos().device)
 
     def offset(self) -> tuple[Tensor, Tensor, Tensor]:
         """How the peg stands to the hole: its lower end sideways ``[N, 2]`` and below the rim ``[N]`` [m], tilt [rad].
@@ -134,7 +134,7 @@ class Peg(TabletopTask):
     def expert(self, diversity: float = 0.0) -> Expert:
         def grasp(dz: float) -> Pose:
             yaw = wrap(yaw_of(quat_to_matrix(self._peg.quat())) - _QUARTER, _QUARTER) + _QUARTER
-            return self._peg.pos() + torch.tensor([0.0, 0.0, dz], device=yaw.device), top_down(yaw)
+            return self._peg.pos() + constant((0.0, 0.0, dz), yaw.device), top_down(yaw)
 
         def raised() -> Pose:
             pos = self.arms[0].tcp.pos()
@@ -163,7 +163,7 @@ class Peg(TabletopTask):
         fingers = torch.atan2(hand[:, 1, 1], hand[:, 0, 1])
         turns = torch.round((_QUARTER - (fingers - held) - block) / _QUARTER)
         turn = yaw_matrix(block + turns * _QUARTER) @ peg.transpose(1, 2)
-        goal = self.hole() + torch.tensor([0.0, 0.0, _LONG - depth], device=tcp.device)
+        goal = self.hole() + constant((0.0, 0.0, _LONG - depth), tcp.device)
         return goal + (turn @ (tcp - self._peg.pos())[:, :, None])[:, :, 0], turn @ hand
 
     def _add_wall(self, block: mujoco.MjsBody, yaw: float) -> None:

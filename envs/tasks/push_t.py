@@ -13,7 +13,7 @@ from visuomotor.data.errors import ConfigError
 from visuomotor.data.rotations import matrix_to_rot6d, quat_to_matrix
 from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.sim.random import Draws
-from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.selection import Selection, constant
 from visuomotor.envs.sim.task import Expert, Outcome
 from visuomotor.envs.sim.world import World
 from visuomotor.envs.tasks.fixtures import wrap, yaw_of
@@ -143,7 +143,7 @@ class PushTArm(TabletopTask):
 
     def observe_objects(self) -> dict[str, Tensor]:
         pos, mat = self._t.pos(), quat_to_matrix(self._t.quat())
-        goal = torch.cat([self._goal, self._goal.new_tensor([self.height / 2])]).expand_as(pos)
+        goal = torch.cat([self._goal, constant((self.height / 2,), pos.device)]).expand_as(pos)
         turned = quat_to_matrix(yaw_quat(torch.full_like(pos[:, 0], _GOAL_YAW)))
         parts = []
         for p, m in ((pos, mat), (goal, turned)):

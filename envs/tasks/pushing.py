@@ -19,7 +19,7 @@ from torch import Tensor
 from visuomotor.data.rotations import quat_to_matrix
 from visuomotor.envs.robots.arm import Arm
 from visuomotor.envs.sim.random import Draws
-from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.selection import Selection, constant
 from visuomotor.envs.sim.task import Expert
 from visuomotor.envs.sim.world import FreeBody
 from visuomotor.envs.tasks.waypoints import top_down
@@ -154,7 +154,7 @@ class PushExpert(Expert):
         lead = motion / length.clamp(min=1e-9) * depth
         local = point + torch.where(pushing[:, None], lead, -_GAP * normal)
         facing = (rot @ normal[:, :, None])[:, :, 0]
-        finger = facing.new_tensor(_FINGER) * (facing / 0.15).clamp(-1.0, 1.0)
+        finger = constant(_FINGER, facing.device) * (facing / 0.15).clamp(-1.0, 1.0)
         xy = pos + (rot @ local[:, :, None])[:, :, 0] - finger
         hand = self._arm.tcp.pos()[:, :2]
         rising = self.phase == RISE

@@ -15,7 +15,7 @@ from visuomotor.data.rotations import matrix_to_quat, matrix_to_rot6d, quat_mult
 from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.robots.kinematics import rotation_error
 from visuomotor.envs.sim.random import Draws
-from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.selection import Selection, constant
 from visuomotor.envs.sim.task import Expert, Outcome
 from visuomotor.envs.sim.world import World
 from visuomotor.envs.tasks.fixtures import Fixture
@@ -118,5 +118,5 @@ class Reach(TabletopTask):
     def _turn(self) -> Tensor:
         """Angle ``[N]`` [rad] between hand and goal, the smaller one of the two that are half a turn apart."""
         hand, goal = self.arms[0].tcp.matrix(), self._goal.matrix()
-        other = goal * torch.tensor([-1.0, -1.0, 1.0], device=goal.device)
+        other = goal * constant((-1.0, -1.0, 1.0), goal.device)
         return torch.minimum(rotation_error(goal, hand).norm(dim=1), rotation_error(other, hand).norm(dim=1))

@@ -22,7 +22,7 @@ from visuomotor.envs.robots.model import RobotModel
 from visuomotor.envs.robots.registry import get_robot
 from visuomotor.envs.sim.control import Control, JoinedControl
 from visuomotor.envs.sim.random import Draws
-from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.selection import Selection, constant
 from visuomotor.envs.sim.task import SimConfig, Task
 from visuomotor.envs.sim.world import FreeBody, World, find
 
@@ -259,8 +259,8 @@ def scatter(draws: Draws, count: int, centre: Sequence[float], half: Sequence[fl
     Each place is the first of 16 uniform candidates that is far enough from those before, else of the corners; if none
     is, the one that is farthest away. Two places are always apart if ``gap <= hypot(*half)``.
     """
-    c, h = torch.tensor(centre, device=draws.device), torch.tensor(half, device=draws.device)
-    corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], device=draws.device)
+    c, h = constant(tuple(centre), draws.device), constant(tuple(half), draws.device)
+    corners = constant(((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)), draws.device)
     rows, order = torch.arange(draws.n, device=draws.device), torch.arange(20, 0, -1, device=draws.device)
     places = [c + h * (2.0 * draws.uniform((2,)) - 1.0)]
     for _ in range(count - 1):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from visuomotor.envs.registry import get_task, make_env, task_names
 from visuomotor.envs.sim import random
 from visuomotor.envs.sim.engines import EngineConfig
 from visuomotor.envs.sim.env import SimVecEnv
+from visuomotor.envs.sim.events import Event
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.task import SimConfig
+from visuomotor.envs.sim.terms import ModelTerm, Push, Spread
+from visuomotor.envs.sim.world import names_of
 from visuomotor.envs.tasks.lift import Lift, LiftConfig
+from visuomotor.envs.tasks.tabletop import TabletopTask
 
 # Operations that make the host wait for a GPU: values read back, sizes that depend on values, and arrays that are
 # copied from the host (single numbers travel with the kernel).
@@ -64,6 +71,35 @@ def test_dense_selections_give_what_sparse_ones_give(monkeypatch: pytest.MonkeyP
         for action in actions:
             dense.step(action)
     assert waits.seen == []
+
+
+@pytest.mark.parametrize("task", [t for t in task_names() if issubclass(get_task(t).config_class, SimConfig)])
+def test_no_task_and_no_term_asks_the_device_for_anything(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do experts: three steps, with a reset of some worlds, pushes and every distribution of the terms."""
+    monkeypatch.setattr(Selection.__init__, "__defaults__", (True,))
+    monkeypatch.setattr(random, "_fold", random._folded)
+    config = get_task(task).config_class(engine=EngineConfig(threads=1), max_episode_steps=2, privileged=True)
+    made = make_env(dataclasses.replace(config, privileged=False), 1)
+    assert isinstance(made, SimVecEnv)
+    config.privileged = isinstance(made.task, TabletopTask)
+    spreads = [Spread(distribution="choice", values=(1.0, 1.1)), Spread(distribution="normal", low=0.9, high=1.1)]
+    events: list[Event] = [ModelTerm("gravity", [], s) for s in spreads]
+    if config.privileged and made.task.objects:
+        body = next(n for n in names_of(made.sim.model, "body") if n in made.task.objects)
+        events.append(Push(body, linear=0.1, interval=(0.05, 0.05)))
+    env = SimVecEnv(type(made.task)(config), config, 3, events)
+    monkeypatch.setattr(env, "_may_ask", False)
+    env.reset(seeds=range(3))
+    expert = env.task.expert(0.5) if config.privileged else None
+    everyone = Selection.all(3, env.device)
+    for k in range(2):  # in the first round constants are made
+        with Waits() as waits:
+            if expert is not None:
+                expert.reset(everyone, env.world.random.draws(everyone, 99, env._elapsed))
+            for _ in range(3):
+                action = torch.zeros(3, env.action_spec.size) if expert is None else expert.act()
+                env.step(action)
+        assert k == 0 or waits.seen == []
 
 
 def test_waits_are_noticed() -> None:

@@ -199,6 +199,10 @@ def test_dense_and_sparse_selections_write_the_same() -> None:
         (lambda: ModelTerm("mass", ["leg/*"], Spread()), r"no body 'leg/\*'"),
         (lambda: ModelTerm("mass", [], Spread()), "no names"),
         (lambda: ModelTerm("gravity", ["cube"], Spread()), "whole world"),
+        (lambda: ModelTerm("mass", "cube", Spread()), r"names='cube'; expected a list .*: \['cube'\]"),
+        (lambda: JointOffset([], Spread(operation="+")), "no names"),
+        (lambda: ModelTerm("damping", ["elbow"], Spread(low=-1.0)), r"reach -0\.5 N s/m .*; expected 0 or more"),
+        (lambda: ModelTerm("actuator_delay", ["elbow"], Spread(operation="=", low=-0.1)), "expected 0 or more"),
         (
             lambda: ModelTerm("mass", ["cube"], Spread(low=-1.0)),
             r"cube would reach -0\.3 kg; expected more than 0",
@@ -218,6 +222,12 @@ def test_dense_and_sparse_selections_write_the_same() -> None:
 def test_mistakes_are_named(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(world_of(1), make())
+
+
+def test_a_force_limit_that_is_not_there_cannot_vary() -> None:
+    sim = BatchSimulator(mujoco.MjModel.from_xml_string(XML.replace(' forcerange="-20 20"', "")), 1, threads=1)
+    with pytest.raises(ConfigError, match="force_limit: elbow have none"):
+        run(World(sim, WorldRandom(1, sim.device)), ModelTerm("force_limit", ["*o*"], Spread()))
 
 
 @given(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from visuomotor.data.errors import UserError
 from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.base import Obs, Step, VecEnv, merge_obs
 
@@ -86,3 +88,11 @@ def test_two_chunks_equal_their_single_steps() -> None:
     assert torch.equal(chunk.history["x"], torch.stack([s.final_obs["x"] for s in steps], 1))
     assert torch.equal(chunk.reward, torch.stack([s.reward for s in steps], 1))
     assert torch.equal(chunk.obs["x"], steps[-1].obs["x"])
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 0, 1), (2, 4, 1)])
+def test_wrong_chunks_are_refused(shape: tuple[int, ...]) -> None:
+    env = Counter(3)
+    env.reset()
+    with pytest.raises(UserError, match=r"expected \[3, steps, action size\]"):
+        env.step_chunk(torch.zeros(shape))

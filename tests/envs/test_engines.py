@@ -14,11 +14,8 @@ import torch
 from tests.envs.engine_models import model
 from visuomotor.data.errors import ConfigError
 from visuomotor.envs.sim.engines import ENGINES, EngineConfig, make_simulator
-from visuomotor.envs.sim.events import Event, EventSchedule
-from visuomotor.envs.sim.random import Draws, WorldRandom
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.simulator import SETTABLE, Simulator
-from visuomotor.envs.sim.world import World
 
 pytestmark = pytest.mark.timeout(900)  # the first test that runs compiles MuJoCo Warp's kernels
 N = 3
@@ -346,24 +343,3 @@ def test_the_callers_model_is_left_alone(make: Make) -> None:
     assert m.opt.disableflags == flags
     assert m.body_mass[2] == 1.0
     assert sim.nominal("body_mass")[2] == 1.0
-
-
-def test_masses_that_an_event_changes_in_mid_episode_act_in_full_in_the_next_step(make: Make) -> None:
-    class Heavier(Event):
-        when, interval, changes_constants = "interval", (0.1, 0.1), True
-
-        def bind(self, world: World) -> None:
-            self.mass, self.nominal = world.sim.model_field("body_mass"), world.sim.nominal("body_mass")
-
-        def apply(self, worlds: Selection, draws: Draws) -> None:
-            worlds.put(self.mass, 3.0 * self.nominal.expand(worlds.n, -1))
-
-    one, other = started(make()), started(make())
-    schedule = EventSchedule([Heavier()], World(one, WorldRandom(N, one.device)), 0.1)
-    schedule.interval(torch.ones(N, dtype=torch.int64))
-    other.model_field("body_mass")[:] = 3.0 * other.nominal("body_mass")
-    other.set_const(everyone(other))
-    other.forward(everyone(other))
-    for sim in (one, other):
-        sim.step(1)
-    assert torch.equal(one.state(), other.state())

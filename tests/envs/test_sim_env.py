@@ -342,17 +342,6 @@ def test_an_arm_driven_by_its_expert_does_not_notice_how_many_worlds_there_are()
     assert torch.equal(*rows)
 
 
-def test_environments_may_share_their_events() -> None:
-    """An event is bound to its worlds: the second environment must not take it from the first."""
-    events: list[Event] = [Mass()]
-    first = SimVecEnv(Ball(), SimConfig(engine=EngineConfig(threads=1)), 1, events)
-    SimVecEnv(Ball(), SimConfig(engine=EngineConfig(threads=1)), 1, events)
-    mass = first.sim.model_field("body_mass")
-    before = mass.clone()
-    first.reset(seeds=[3])
-    assert not torch.equal(mass, before)
-
-
 def test_a_lost_world_that_is_not_reset_shows_no_nan() -> None:
     env = ball(3)
     env.reset(seeds=range(3))
@@ -363,12 +352,9 @@ def test_a_lost_world_that_is_not_reset_shows_no_nan() -> None:
     assert torch.isfinite(env.restore(env.snapshot())["state"]).all()
 
 
-def test_wrong_chunks_seeds_and_worlds_are_refused() -> None:
+def test_wrong_seeds_and_worlds_are_refused() -> None:
     env = ball(3)
     env.reset(seeds=[-1, 0, 2**63 - 1])
-    for shape in ((3, 1), (3, 0, 1), (2, 4, 1)):
-        with pytest.raises(UserError, match=r"expected \[3, steps, action size\]"):
-            env.step_chunk(torch.zeros(shape))
     with pytest.raises(UserError, match=r"seed 9223372036854775808: expected .* 64 bits"):
         env.reset(seeds=[0, 1, 2**63])
     with pytest.raises(UserError, match="world 3: expected 0 to 2"):

@@ -26,6 +26,7 @@ from visuomotor.policies.goals import GoalEnv, load_goals
 __all__ = ["PlayConfig", "main", "play"]
 
 _DEVICES = ("keyboard", "gamepad", "viewer")
+_LAST_SEED = 1_000_000
 _PERSON_SECONDS = 120.0  # a person needs longer than the time limit that a policy is given
 
 
@@ -48,7 +49,7 @@ class PlayConfig:
         episodes: end when this many were kept; 0 goes on until the window is closed.
         hold: steps that an episode goes on after its goal is reached; it is kept if the goal still holds then.
         keep_failures: record episodes that ended without success too.
-        seed: other seeds begin with other episodes.
+        seed: other seeds begin with other episodes; a recording that is added to goes on after its last one.
         weights: of the checkpoint, ``ema`` (the moving average) or ``raw``.
         execute: how the chunks of the policy become actions.
     """
@@ -78,9 +79,11 @@ class PlayConfig:
         for name in ("hand_speed", "turn_speed", "speed"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name):g}: expected more than 0")
-        for name in ("episodes", "hold", "seed"):
+        for name in ("episodes", "hold"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected 0 or more")
+        if not 0 <= self.seed <= _LAST_SEED:
+            raise ConfigError(f"seed={self.seed}: expected 0 to {_LAST_SEED}")
 
 
 def main(words: Sequence[str]) -> int:

@@ -32,9 +32,10 @@ from visuomotor.envs.demonstrate import Attempt, Demonstrator, DemoPlan, block_s
 from visuomotor.envs.retarget import digest
 from visuomotor.envs.workers import resolve_workers
 
-__all__ = ["Tally", "first_seed", "generate"]
+__all__ = ["FIRST_PLAYED", "Tally", "first_seed", "generate"]
 
 _SEEDS = 1_000_000  # of one `seed`; evaluation takes seeds from 50000 up, which demonstrations must never have
+FIRST_PLAYED = 500_000_000  # where the seeds of `visuomotor play` begin
 _PATIENCE, _LEAST = 100, 0.05  # give up after this many attempts if fewer than this share succeeded
 _COLUMNS = {"success": "bool", "seed": "int64", "task": "str"}
 
@@ -52,7 +53,14 @@ class Tally:
 
 
 def first_seed(seed: int) -> int:
-    """First seed of the attempts of ``seed``: apart from every evaluation seed, and from those of other ``seed``."""
+    """First seed of the attempts of ``seed``: apart from every evaluation seed, and from those of other ``seed``.
+
+    Raises:
+        ConfigError: beyond ``seed=498`` they would be those of ``visuomotor play``.
+    """
+    most = FIRST_PLAYED // _SEEDS - 2
+    if not 0 <= seed <= most:
+        raise ConfigError(f"seed={seed}: expected 0 to {most}")
     return (1 + seed) * _SEEDS
 
 
@@ -80,20 +88,20 @@ def generate(
         on_progress: called when an attempt is done.
 
     Raises:
-        ConfigError: the store was made with other settings, or the task has no expert.
+        ConfigError: the store was made with other settings, the task has no expert, or a ``seed`` beyond 498.
         DataError: something else is at ``path``.
         UserError: the expert hardly ever succeeds.
     """
     origin = _origin(plan, task, text, seed)
-    size = block_size(plan)
+    first, size = first_seed(seed), block_size(plan)
     workers = resolve_workers(workers, math.ceil(episodes / size))
     local = Demonstrator(plan)
     try:
         with _open(path, local, origin) as store:
-            tally = _progress(store, seed)
+            tally = _progress(store, first)
             if tally.kept >= episodes:
                 return tally
-            blocks = _blocks(first_seed(seed), tally.tried, size)
+            blocks = _blocks(first, tally.tried, size)
             source = _in_processes(plan, blocks, workers) if workers else _here(local, blocks)
             with source as attempts:
                 for attempt in attempts:
@@ -157,12 +165,12 @@ def _compare(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
         raise ConfigError(f"{path} was generated with {was}; this command says {now}: give another out=")
 
 
-def _progress(store: DemoStore, seed: int) -> Tally:
+def _progress(store: DemoStore, first: int) -> Tally:
     """Where the last call stopped: attempts after the last kept one are made again, with the same result.
 
     Episodes with seeds of another range were added by somebody else (``visuomotor play``) and do not count.
     """
-    tried = [s + 1 - first_seed(seed) for s in store.episode_columns["seed"].tolist()]
+    tried = [s + 1 - first for s in store.episode_columns["seed"].tolist()]
     ours = [t for t in tried if 0 < t <= _SEEDS]
     return Tally(len(ours), max(ours, default=0))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visuomotor.data.errors import ConfigError
 from visuomotor.envs.base import Obs, Step, VecEnv
+from visuomotor.envs.generate import FIRST_PLAYED
 from visuomotor.envs.sim.env import SimVecEnv
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.tape import DemoTape
@@ -19,7 +20,7 @@ from visuomotor.envs.teleop import ArmOperator, Event, EventSource
 
 __all__ = ["Clock", "ExpertPilot", "Pilot", "PlaySession", "PlaySettings", "Played", "SystemClock", "View"]
 
-_FIRST_SEED = 500_000_000  # apart from the seeds of evaluations and of generated demonstrations
+_SEEDS = 100_000  # of one `seed`
 _EXPERT = 1 << 20  # domain of its random numbers, beyond those of events
 _FASTEST = 8.0  # and slowest, as a factor of real time
 
@@ -82,7 +83,7 @@ class PlaySettings:
 
     Attributes:
         speed: of the time, as a factor of real time.
-        seed: other seeds begin with other episodes.
+        seed: other seeds begin with other episodes; a recording that is added to goes on after its last one.
         episodes: end when this many were kept; 0 goes on until somebody quits.
         hold: steps an episode goes on after its goal is reached; it is kept if the goal still holds then.
         keep_failures: keep episodes that ended without success too.
@@ -141,7 +142,8 @@ class PlaySession:
         self._tape, self._view, self._tell = tape, view, tell
         self._settings, self._clock = settings or PlaySettings(), clock or SystemClock()
         self._everyone = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-        self._seed = _FIRST_SEED + self._settings.seed * 100_000
+        begin = FIRST_PLAYED + self._settings.seed * _SEEDS
+        self._seed = begin if tape is None else tape.next_seed(range(begin, begin + _SEEDS))
         self._speed, self._due, self._paused, self._open = self._settings.speed, 0.0, False, True
         self._human, self._since, self._length, self._obs = pilot is None, -1, 0, Obs()
         self._kept = self._dropped = self._steps = 0

@@ -52,6 +52,11 @@ class DemoTape:
             raise
         self._store, self._recorder, self._text = store, EpisodeRecorder(store), text
 
+    def next_seed(self, seeds: range) -> int:
+        """The first of ``seeds`` after those of the episodes that are recorded already."""
+        recorded = self._store.episode_columns["seed"].tolist() if "seed" in self._store.column_types else []
+        return max((s + 1 for s in recorded if s in seeds), default=seeds.start)
+
     def start(self, seed: int) -> None:
         """Begin an episode."""
         known = {"seed": seed, "task": self._text}

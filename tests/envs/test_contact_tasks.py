@@ -282,7 +282,7 @@ def test_fetching_the_stick_from_the_table_is_no_hand_over() -> None:
     env = build("handover", 4)
     env.reset(seeds=[0, 1, 2, 3])
     task: Any = env.task
-    left, right = task.arms
+    right = task.arms[1]
 
     def here() -> Pose:
         return right.tcp.pos(), None

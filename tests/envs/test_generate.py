@@ -19,7 +19,7 @@ from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
 from visuomotor.data.validate import validate
 from visuomotor.envs.demonstrate import Demonstrator, DemoPlan
-from visuomotor.envs.generate import Tally, first_seed, generate
+from visuomotor.envs.generate import FIRST_PLAYED, Tally, first_seed, generate
 from visuomotor.envs.registry import make_env
 from visuomotor.envs.robots.arm import ControlConfig
 from visuomotor.envs.sim.cameras import CameraConfig
@@ -90,6 +90,16 @@ def test_a_store_is_valid_and_says_what_it_is(whole: Path) -> None:
 def test_seeds_are_apart_from_those_of_evaluation_and_of_other_runs() -> None:
     assert first_seed(0) > 200_000
     assert first_seed(1) - first_seed(0) >= 1_000_000
+    assert first_seed(498) + 1_000_000 <= FIRST_PLAYED
+    for seed in (-1, 499, 10**14):
+        with pytest.raises(ConfigError, match=f"seed={seed}: expected 0 to 498"):
+            first_seed(seed)
+
+
+def test_a_seed_out_of_range_leaves_no_store(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected 0 to 498"):
+        make(tmp_path / "lift.zarr", seed=499)
+    assert not (tmp_path / "lift.zarr").exists()
 
 
 def test_processes_make_the_same_store_bit_for_bit(whole: Path, tmp_path: Path) -> None:

@@ -199,6 +199,14 @@ def test_discard_restart_and_quit_lose_their_own_episode_only(make_env, tmp_path
     ]  # fmt: skip
 
 
+def test_a_recording_that_is_added_to_begins_with_other_episodes(make_env, tmp_path):
+    env = make_env()
+    for _ in range(2):
+        play(env, Script({2: event("success"), 4: event("success")}, 5), tmp_path, Steady(env, 0.0))
+    with DemoStore.open(tmp_path / "demos.zarr") as store:
+        assert store.episode_columns["seed"].tolist() == [500_000_000 + i for i in range(4)]
+
+
 def test_an_expert_s_episode_ends_a_while_after_success_and_the_session_after_enough(make_env, tmp_path):
     env = make_env()
     played, lines = play(env, Script({}, 400), tmp_path, ExpertPilot(env), episodes=2, hold=4, interventions=False)

@@ -9,6 +9,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from visuomotor.data.errors import ConfigError
 from visuomotor.data.rotations import matrix_to_rot6d, quat_to_matrix
 from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.sim.random import Draws
@@ -38,6 +39,11 @@ class LiftConfig(TabletopConfig):
     """
 
     spread: float = 0.25
+
+    def __post_init__(self) -> None:
+        TabletopConfig.__post_init__(self)
+        if not 0 <= self.spread <= 0.6:
+            raise ConfigError(f"spread={self.spread}: expected 0 to 0.6 of the reach; beyond, the cube is out of it")
 
 
 class Lift(TabletopTask):

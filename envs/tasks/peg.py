@@ -45,6 +45,8 @@ class PegConfig(TabletopConfig):
 
     def __post_init__(self) -> None:
         TabletopConfig.__post_init__(self)
+        if not 0 <= self.spread <= 0.2:
+            raise ConfigError(f"spread={self.spread}: expected 0 to 0.2; beyond, the peg could begin in the block")
         if not 0.0002 <= self.clearance <= 0.01:
             raise ConfigError(f"clearance={self.clearance}: expected 0.0002 to 0.01 m on each side")
 

@@ -11,6 +11,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from visuomotor.data.errors import ConfigError
 from visuomotor.data.rotations import matrix_to_rot6d, quat_to_matrix
 from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.sim.random import Draws
@@ -47,6 +48,11 @@ class PlaceConfig(TabletopConfig):
     spread: float = 0.25
     width: float = 0.4
 
+    def __post_init__(self) -> None:
+        TabletopConfig.__post_init__(self)
+        if not (0 <= self.spread <= 0.6 and 0 <= self.width <= 1.0):
+            raise ConfigError(f"spread={self.spread}, width={self.width}: expected 0 to 0.6, and 0 to 1 of the reach")
+
 
 class PlaceTask(TabletopTask):
     """Put a cube on a support and let it go. Subclasses say what the support is, and where.
@@ -62,6 +68,13 @@ class PlaceTask(TabletopTask):
         super().__init__(config)
         self._area = (config.spread * self.reach, config.width * self.reach)
         self.half = self.grip_half  # of the cube [m]
+        touch = math.sqrt(2) * (self.half + self.support_half)  # distance of the middles, whatever the yaws
+        self._room = touch + 0.02  # a finger fits between
+        if math.hypot(*self._area) < touch:
+            raise ConfigError(
+                f"spread={config.spread}, width={config.width}: cube and support do not fit beside each other; the "
+                f"diagonal has to be at least {touch / self.reach:.2f} for the robot {config.robot!r}"
+            )
 
     @property
     @abstractmethod
@@ -96,8 +109,7 @@ class PlaceTask(TabletopTask):
         return {key: object_spec([f"{name}_{a}" for a in axes]) for key, name in names.items()}
 
     def reset(self, worlds: Selection, draws: Draws) -> None:
-        room = math.sqrt(2) * (self.half + self.support_half) + 0.02  # whatever their yaws, a finger fits between
-        xy = scatter(draws, 2, (self.reach, 0.0), self._area, room)
+        xy = scatter(draws, 2, (self.reach, 0.0), self._area, self._room)
         yaw = draws.uniform((2,), -math.pi, math.pi)
         z = torch.full_like(yaw[:, :1], self.half)
         self._cube.place(worlds, torch.cat([xy[:, 0], z], 1), yaw_quat(yaw[:, 0]))

@@ -159,11 +159,12 @@ class PushTArm(TabletopTask):
         return (*super()._names_of_privileged(), "coverage")
 
     def covered(self) -> Tensor:
-        """Share of the goal that the T covers ``[N]``; 0 where it does not lie flat."""
-        mat = quat_to_matrix(self._t.quat())
-        way, c = self._t.pos()[:, :2] - self._goal, math.cos(_GOAL_YAW)  # sine and cosine of 45 degrees are one
+        """Share of the goal that the T covers ``[N]``; 0 where it does not lie flat on the table."""
+        pos, mat = self._t.pos(), quat_to_matrix(self._t.quat())
+        way, c = pos[:, :2] - self._goal, math.cos(_GOAL_YAW)  # sine and cosine of 45 degrees are one
+        lies = (mat[:, 2, 2] > 0.98) & ((pos[:, 2] - self.height / 2).abs() < 0.25 * self.height)
         offset = torch.stack([c * (way[:, 0] + way[:, 1]), c * (way[:, 1] - way[:, 0])], 1)
-        return coverage(offset, yaw_of(mat) - _GOAL_YAW, self.unit) * (mat[:, 2, 2] > 0.98)
+        return coverage(offset, yaw_of(mat) - _GOAL_YAW, self.unit) * lies
 
     def error(self) -> tuple[Tensor, Tensor]:
         """What is missing to the goal: position ``[N, 2]`` [m] in the T's frame, and turn ``[N]`` [rad]."""

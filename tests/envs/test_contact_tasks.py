@@ -188,6 +188,7 @@ def test_expert_succeeds_in_every_action_mode_and_with_diversity(name: str, mode
     [
         ("drawer", {"spread": -1.0}),
         ("peg", {"clearance": 0.0}),
+        ("peg", {"spread": 0.3}),
         ("handover", {"turn": 2.0}),
         ("push_t_arm", {"spread": 2.0}),
     ],

@@ -58,6 +58,18 @@ def test_t_on_its_goal_is_a_success() -> None:
     assert turn.abs().max() < 1e-6
 
 
+def test_a_t_held_over_its_goal_covers_nothing() -> None:
+    env = make_env(PushTArmConfig(), 2)
+    assert isinstance(env, SimVecEnv)
+    env.reset(seeds=[0, 1])
+    task: Any = env.task
+    goal = torch.cat([task._goal, torch.tensor([task.height / 2])]).repeat(2, 1)
+    goal[1, 2] += 0.03
+    task._t.place(Selection.all(2, env.device), goal, yaw_quat(torch.full((2,), math.pi / 4)))
+    assert task.covered().tolist() == [1.0, 0.0]
+    assert task.outcome().success.tolist() == [True, False]
+
+
 def test_outline_lies_on_the_sides() -> None:
     u = 0.04
     outline = t_outline(u)

@@ -131,6 +131,22 @@ def test_starts(name: str, robot: str) -> None:
         assert float((top - cube)[:, :2].norm(dim=1).min()) > room
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("lift", {"spread": -0.1}),
+        ("lift", {"spread": 0.7}),
+        ("stack", {"spread": 0.7}),
+        ("stack", {"width": -1.0}),
+        ("stack", {"spread": 0.0, "width": 0.1}),  # the cubes would lie in each other
+        ("pick_place", {"spread": 0.1, "width": 0.1}),
+    ],
+)
+def test_settings_out_of_range_are_refused(name: str, setting: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        build(name, 1, **setting)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**40), st.integers(2, 4), st.floats(0.1, 1.0), st.floats(0.1, 1.0))
 def test_scatter_keeps_two_apart_and_all_inside(seed: int, count: int, a: float, b: float) -> None:

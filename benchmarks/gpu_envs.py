@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from visuomotor.envs.sim.cameras import CameraConfig
-from visuomotor.envs.sim.engines import EngineConfig
+from visuomotor.envs.sim.engines import EngineConfig, engine_device
 from visuomotor.envs.sim.env import SimVecEnv
 from visuomotor.envs.sim.render_warp import WarpCameras
 from visuomotor.envs.sim.warp import WarpSimulator
-from visuomotor.envs.sim.warp_setup import load_warp, warp_device
+from visuomotor.envs.sim.warp_setup import load_warp
 from visuomotor.envs.tasks.lift import Lift, LiftConfig
 
 PICTURE = 84
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    device = warp_device(args.device)
+    device = engine_device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     found = {
         "device": name,

@@ -98,7 +98,7 @@ class ToGymVector(VectorEnv[Any, Any, Any]):
         """Reset every world; an integer ``seed`` gives world ``i`` the seed ``seed + i``."""
         if options:
             raise ConfigError(f"reset options {sorted(options)} are not known here; expected none")
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        seeds = [int(seed) + i for i in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
         return self._numpy(self.env.reset(seeds=seeds)), {}
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import entry_points
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points
 
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.robots.model import RobotModel
@@ -37,15 +36,20 @@ def get_robot(name: str, model: str | None = None) -> RobotModel:
         return load_robot(model)
     if model is not None:
         raise ConfigError(f"model={model} goes with robot=custom, not with robot={name}")
-    known = {**_outside(), **_ROBOTS}
-    if name not in known:
-        raise ConfigError(f"unknown robot {name!r}. {nearest(name, [*known, 'custom'])}")
-    robot = known[name]
+    if name in _ROBOTS:
+        return _ROBOTS[name]
+    if name not in _outside():
+        raise ConfigError(f"unknown robot {name!r}. {nearest(name, [*robot_names(), 'custom'])}")
+    try:
+        robot = _outside()[name].load()
+    except Exception as error:  # whatever a package of others raises when it is imported
+        raise ConfigError(f"the entry point {name!r} of group {_GROUP} cannot be loaded: {error}") from error
     if not isinstance(robot, RobotModel):
         raise ConfigError(f"the entry point {name!r} of group {_GROUP} is {robot!r}; expected a RobotModel")
     return robot
 
 
 @cache
-def _outside() -> dict[str, Any]:
-    return {point.name: point.load() for point in entry_points(group=_GROUP)}
+def _outside() -> dict[str, EntryPoint]:
+    """Not loaded: a package that is broken must not break the other robots."""
+    return {point.name: point for point in entry_points(group=_GROUP)}

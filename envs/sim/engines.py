@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import mujoco
+import torch
 
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.sim.simulator import Simulator
 
-__all__ = ["ENGINES", "EngineConfig", "make_simulator"]
+__all__ = ["ENGINES", "EngineConfig", "engine_device", "make_simulator"]
 
 ENGINES = ("batch", "warp", "isaac")
 
@@ -69,3 +70,25 @@ def make_simulator(model: mujoco.MjModel, num_envs: int, config: EngineConfig) -
     from visuomotor.envs.sim.batch import BatchSimulator
 
     return BatchSimulator(model, num_envs, threads=config.threads)
+
+
+def engine_device(name: str) -> torch.device:
+    """Where an engine that can run on a GPU runs: ``auto`` takes one if there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"engine.device={name}: expected auto, cpu, cuda or cuda:<number>")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(f"engine.device={name}: torch sees {count} CUDA devices here")
+        device = torch.device("cuda", device.index or 0)
+    return device

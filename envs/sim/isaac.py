@@ -15,6 +15,7 @@ from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, UserError, nearest
 from visuomotor.envs.sim.alerts import Alerts
+from visuomotor.envs.sim.engines import engine_device
 from visuomotor.envs.sim.isaac_model import VARIABLE, IsaacModel
 from visuomotor.envs.sim.isaac_process import IsaacProcess, isaac_python
 from visuomotor.envs.sim.kinematics import POSE_FIELDS, TreeKinematics
@@ -49,7 +50,7 @@ class IsaacSimulator(Simulator):
         if num_envs < 1:
             raise ConfigError(f"num_envs={num_envs}: expected at least 1 world")
         python = isaac_python(python)
-        self.model, self.num_envs, self.dtype, self.device = model, num_envs, torch.float32, _device(device)
+        self.model, self.num_envs, self.dtype, self.device = model, num_envs, torch.float32, engine_device(device)
         self._translated = IsaacModel(model)
         self._kinematics = TreeKinematics(model, self.device, self.dtype)
         self._scratch = (copy.copy(model), mujoco.MjData(model))
@@ -260,14 +261,3 @@ class IsaacSimulator(Simulator):
         planes = np.flatnonzero(np.asarray(self.model.geom_type) == mujoco.mjtGeom.mjGEOM_PLANE.value).tolist()
         if (self._model_fields["geom_friction"][:, planes] != self.nominal("geom_friction")[planes]).any():
             raise UserError("Isaac Gym has one ground for all worlds: the friction of planes cannot differ by world")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name) if name.split(":")[0] in ("cuda", "cpu") else None
-    if device is None:
-        raise ConfigError(f"engine.device={name}: expected auto, cpu, cuda or cuda:<index>")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"engine.device={name}: PyTorch sees {torch.cuda.device_count()} GPUs")
-    return device

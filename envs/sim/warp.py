@@ -21,9 +21,10 @@ from torch import Tensor
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.rotations import quat_multiply, quat_to_matrix
 from visuomotor.envs.sim.alerts import Alerts
+from visuomotor.envs.sim.engines import engine_device
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.simulator import Simulator
-from visuomotor.envs.sim.warp_setup import guess_sizes, load_warp, warp_device, warp_model
+from visuomotor.envs.sim.warp_setup import guess_sizes, load_warp, warp_model
 
 __all__ = ["WarpSimulator"]
 
@@ -70,7 +71,7 @@ class WarpSimulator(Simulator):
     ) -> None:  # fmt: skip
         if num_envs < 1:
             raise ConfigError(f"num_envs={num_envs}: expected at least 1 world")
-        self.device = warp_device(device)
+        self.device = engine_device(device)
         self._wp, self._mjw = load_warp()
         self.model, self.num_envs, self.dtype = warp_model(model), num_envs, torch.float32
         guess = guess_sizes(self.model)

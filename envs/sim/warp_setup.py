@@ -1,4 +1,4 @@
-"""What MuJoCo Warp needs before it runs: its modules, a device, a model it takes, and sizes of its buffers."""
+"""What MuJoCo Warp needs before it runs: its modules, a model it takes, and sizes of its buffers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 
 import mujoco
 import numpy as np
-import torch
 
 from visuomotor.data.cache import CacheConfig
 from visuomotor.data.errors import ConfigError, MissingExtraError
 
-__all__ = ["guess_sizes", "load_warp", "warp_device", "warp_model"]
+__all__ = ["guess_sizes", "load_warp", "warp_model"]
 
 _EQUALITY_ROWS = {mujoco.mjtEq.mjEQ_CONNECT.value: 3, mujoco.mjtEq.mjEQ_WELD.value: 6}
 
@@ -56,28 +55,6 @@ def guess_sizes(model: mujoco.MjModel) -> tuple[int, int]:
     others += int(np.sum(np.asarray(model.dof_frictionloss) > 0) + np.sum(np.asarray(model.tendon_frictionloss) > 0))
     others += sum(_EQUALITY_ROWS.get(int(kind), 1) for kind in model.eq_type)
     return contacts, contacts * rows + others
-
-
-def warp_device(name: str) -> torch.device:
-    """Where to run.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"engine.device={name}: expected auto, cpu, cuda or cuda:<number>")
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise ConfigError(f"engine.device={name}: torch sees {count} CUDA devices here")
-        device = torch.device("cuda", device.index or 0)
-    return device
 
 
 def warp_model(model: mujoco.MjModel) -> mujoco.MjModel:

@@ -9,7 +9,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from visuomotor.data.errors import ConfigError
+from visuomotor.data.errors import ConfigError, UserError
 from visuomotor.envs.gym_registration import environment_id, make_single
 from visuomotor.envs.registry import get_task, make_env, task_names
 from visuomotor.envs.sim.task import SimConfig
@@ -111,3 +111,14 @@ def test_nothing_is_drawn_without_a_render_mode() -> None:
     env.reset(seed=0)
     assert env.render() is None
     env.close()
+
+
+def test_seeds_of_numpy_and_seeds_that_are_too_large() -> None:
+    env = gym.make_vec("visuomotor/Reacher-v0", num_envs=2)
+    first, _ = env.reset(seed=np.int64(5))
+    np.testing.assert_array_equal(first, env.reset(seed=5)[0])
+    np.testing.assert_array_equal(first, env.reset(seed=[5, 6])[0])
+    with pytest.raises(UserError, match=r"seed 9223372036854775808: expected .* 64 bits"):
+        make_single("reacher").reset(seed=2**63)
+    with pytest.raises(UserError, match="world 1: expected 0 to 0"):
+        make_single("reacher").env.render(1)

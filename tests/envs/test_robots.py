@@ -207,6 +207,7 @@ def test_other_packages_add_robots_by_entry_point(monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(str(tmp_path))
     group = "visuomotor.robots"
     points = [EntryPoint("theirs", "their_robots:ARM", group), EntryPoint("junk", "their_robots:JUNK", group)]
+    points.append(EntryPoint("broken", "their_robots_of_old:ARM", group))
     monkeypatch.setattr(registry, "entry_points", lambda *, group: points)
     registry._outside.cache_clear()
     try:
@@ -214,6 +215,9 @@ def test_other_packages_add_robots_by_entry_point(monkeypatch: pytest.MonkeyPatc
         assert "theirs" in robot_names()
         with pytest.raises(ConfigError, match=r"'junk' of group visuomotor.robots is 3; expected a RobotModel"):
             get_robot("junk")
+        assert get_robot("panda").name == "panda"
+        with pytest.raises(ConfigError, match=r"'broken' .* cannot be loaded: No module named 'their_robots_of_old'"):
+            get_robot("broken")
     finally:
         monkeypatch.undo()
         registry._outside.cache_clear()

@@ -11,9 +11,10 @@ import torch
 
 from tests.envs.engine_models import XML, model
 from visuomotor.data.errors import ConfigError, MissingExtraError
+from visuomotor.envs.sim.engines import engine_device
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.warp import WarpSimulator
-from visuomotor.envs.sim.warp_setup import guess_sizes, load_warp, warp_device
+from visuomotor.envs.sim.warp_setup import guess_sizes, load_warp
 
 pytestmark = pytest.mark.timeout(900)  # the first test that runs compiles MuJoCo Warp's kernels
 
@@ -67,10 +68,10 @@ def test_guessed_sizes() -> None:
 
 
 def test_devices_that_are_not_there_are_refused() -> None:
-    assert warp_device("cpu").type == "cpu"
-    for name in ("gpu", "cuda:99"):
+    assert engine_device("cpu").type == "cpu"
+    for name in ("gpu", "cuda:99", "cuda:x", "meta"):
         with pytest.raises(ConfigError, match=f"engine.device={name}"):
-            warp_device(name)
+            engine_device(name)
 
 
 def test_models_that_it_cannot_run_are_refused() -> None:

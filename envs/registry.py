@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from visuomotor.data.errors import ConfigError, nearest
@@ -79,6 +79,11 @@ def get_task(name: str) -> TaskEntry:
     if name not in known:
         raise ConfigError(f"unknown task {name!r}. {nearest(name, known)}")
     entry = known[name]
+    if isinstance(entry, EntryPoint):
+        try:
+            entry = entry.load()
+        except Exception as error:  # whatever a package of others raises when it is imported
+            raise ConfigError(f"the entry point {name!r} of group {_GROUP} cannot be loaded: {error}") from error
     if not isinstance(entry, TaskEntry):
         raise ConfigError(f"the entry point {name!r} of group {_GROUP} is {entry!r}; expected a TaskEntry")
     return entry
@@ -88,7 +93,7 @@ def make_env(config: object, num_envs: int) -> VecEnv:
     """Build ``num_envs`` worlds of the task whose settings ``config`` is. Raises ConfigError if there is none."""
     if num_envs < 1:
         raise ConfigError(f"num_envs={num_envs}; expected at least 1")
-    for name in _known():
+    for name in [*_TASKS, *_outside()]:
         entry = get_task(name)
         if type(config) is entry.config_class:
             return entry.factory(config, num_envs)
@@ -102,5 +107,5 @@ def _known() -> dict[str, Any]:
 
 
 @cache
-def _outside() -> dict[str, Any]:
-    return {point.name: point.load() for point in entry_points(group=_GROUP)}
+def _outside() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=_GROUP)}

@@ -57,5 +57,11 @@ def test_other_packages_add_tasks_by_entry_point(monkeypatch: pytest.MonkeyPatch
         registry._outside.cache_clear()
         with pytest.raises(ConfigError, match=r"'theirs'.*expected a TaskEntry"):
             get_task("theirs")
+        monkeypatch.undo()
+        monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "visuomotor.tasks" else [])
+        registry._outside.cache_clear()
+        with pytest.raises(ConfigError, match=r"'theirs' .* cannot be loaded: No module named 'their_package'"):
+            get_task("theirs")
+        assert get_task("lift").config_class.__name__ == "LiftConfig"
     finally:
         registry._outside.cache_clear()

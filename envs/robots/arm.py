@@ -52,7 +52,8 @@ class Arm(Control):
     """One arm of a bound scene.
 
     Its targets are joint positions, whatever the mode: hand motions become joint targets by damped least squares from
-    the targets before, so that a hand held still does not sink and unreachable commands do not wind up.
+    the targets before, so that a hand held still does not sink and unreachable commands do not wind up. Targets do not
+    follow an arm that something blocks: they run ahead of it up to the joints' limits, and the servos press.
 
     Args:
         world: where it is.
@@ -166,7 +167,7 @@ class Arm(Control):
     def encode(self, pos: Tensor, rot: Tensor, grip: Tensor) -> Tensor:
         """Action ``[N, Da]`` that moves the hand's target to a pose of the world frame: inverse of :meth:`apply`.
 
-        Exact while the pose is within one step's reach; else as far in its direction as the bounds allow.
+        Exact while the pose is within one step's reach; else each component goes as far as its bounds allow.
 
         Args:
             pos: ``[N, 3]`` [m].

@@ -54,6 +54,13 @@ class CheckConfig:
     seed: int = 0
     picture: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.picture is None:
+            return
+        path = Path(self.picture).expanduser()
+        if path.suffix != ".png" or not path.parent.is_dir():
+            raise ConfigError(f"picture={path}: expected a .png file in a folder that exists")
+
 
 def main(words: Sequence[str]) -> int:
     """Run one of the verbs; returns the exit status."""
@@ -129,8 +136,6 @@ def _check(words: list[str]) -> int:
     print(f"  {report.steps_per_s:,.0f} steps/s of {config.num_envs} worlds together")
     if config.picture is not None and report.picture is not None:
         path = Path(config.picture).expanduser()
-        if path.suffix != ".png" or not path.parent.is_dir():
-            raise ConfigError(f"picture={path}: expected a .png file in a folder that exists")
         cv2.imwrite(os.fspath(path), report.picture[..., ::-1])
         print(f"written: {path}")
     return 0 if all(f.kept for f in report.findings) else 1

@@ -103,7 +103,7 @@ def load_demonstrations(path: Path, task: Task) -> list[Demonstration]:
 
     Raises:
         ConfigError: the task has two arms, no gripper, or no object with a pose among its observations.
-        DataError: the store lacks an array, or has it with other components.
+        DataError: the store lacks an array, has it with other components, or was recorded at another rate.
     """
     arms: Sequence[Arm] = getattr(task, "arms", ())
     poses = ObjectPoses(task.obs_spec)
@@ -121,6 +121,11 @@ def load_demonstrations(path: Path, task: Task) -> list[Demonstration]:
                     f"{path}: array {key!r} has the components {theirs.names or theirs.shape}; task {task.name!r} "
                     f"observes {spec.names or spec.shape}"
                 )
+        names = store.specs["action"].names
+        if names and not names[-1].endswith("gripper"):
+            raise DataError(f"{path}: the last component of 'action' is {names[-1]!r}; expected the gripper's opening")
+        if store.fps is not None and store.fps != task.fps:
+            raise DataError(f"{path} was recorded at {store.fps:g} Hz; task {task.name!r} runs at {task.fps:g} Hz")
         if store.n_episodes == 0:
             raise DataError(f"{path} has no episodes to re-target")
         return [_demonstration(store.episode(i), poses) for i in range(store.n_episodes)]

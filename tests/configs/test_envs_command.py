@@ -65,6 +65,13 @@ def test_check_tries_a_suite_and_our_own_tasks(capsys: pytest.CaptureFixture[str
     assert "ok   its neighbours do not matter" in capsys.readouterr().out
 
 
+def test_a_place_for_the_picture_is_looked_for_first(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["envs", "check", "cartpole", f"picture={tmp_path / 'no' / 'a.png'}"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "expected a .png file in a folder that exists" in said.err
+
+
 def test_check_fails_on_a_promise_that_is_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["envs", "check", "toy:loose", "steps=5"]) == 1
     out = capsys.readouterr().out

@@ -133,6 +133,14 @@ def test_other_tasks_and_incomplete_stores_are_refused(five: Path, tmp_path: Pat
         assert store.n_episodes == 0
     with pytest.raises(DataError, match="'action'"):
         load_demonstrations(tmp_path / "own.zarr", env.task)
+    fast = {**env.obs_spec, "action": env.action_spec}
+    DemoStore.create(tmp_path / "fast.zarr", fast, fps=50).close()
+    with pytest.raises(DataError, match=r"recorded at 50 Hz; task 'lift' runs at 20 Hz"):
+        load_demonstrations(tmp_path / "fast.zarr", env.task)
+    bare = fast | {"action": ArraySpec(shape=(6,), role="action", names=("dx", "dy", "dz", "rx", "ry", "rz"))}
+    DemoStore.create(tmp_path / "bare.zarr", bare, fps=20).close()
+    with pytest.raises(DataError, match="last component of 'action' is 'rz'"):
+        load_demonstrations(tmp_path / "bare.zarr", env.task)
     env.task.obs_spec = {k: v for k, v in env.task.obs_spec.items() if k != "object"}
     with pytest.raises(ConfigError, match="1 arm"):
         load_demonstrations(five, env.task)

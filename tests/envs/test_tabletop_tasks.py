@@ -142,7 +142,7 @@ def test_starts(name: str, robot: str) -> None:
         ("pick_place", {"spread": 0.1, "width": 0.1}),
     ],
 )
-def test_settings_out_of_range_are_refused(name: str, setting: dict[str, float]) -> None:
+def test_settings_out_of_range_are_refused(name: str, setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))):
         build(name, 1, **setting)
 

@@ -32,12 +32,12 @@ from visuomotor.envs.demonstrate import Attempt, Demonstrator, DemoPlan, block_s
 from visuomotor.envs.retarget import digest
 from visuomotor.envs.workers import resolve_workers
 
-__all__ = ["FIRST_PLAYED", "Tally", "first_seed", "generate"]
+__all__ = ["COLUMNS", "FIRST_PLAYED", "Tally", "first_seed", "generate"]
 
 _SEEDS = 1_000_000  # of one `seed`; evaluation takes seeds from 50000 up, which demonstrations must never have
 FIRST_PLAYED = 500_000_000  # where the seeds of `visuomotor play` begin
 _PATIENCE, _LEAST = 100, 0.05  # give up after this many attempts if fewer than this share succeeded
-_COLUMNS = {"success": "bool", "seed": "int64", "task": "str"}
+COLUMNS = {"success": "bool", "seed": "int64", "task": "str"}  # of every store of demonstrations
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Tally:
 
     kept: int
     tried: int
+
+    @property
+    def hopeless(self) -> bool:
+        """So many attempts failed that one gives up."""
+        return self.tried >= _PATIENCE and self.kept < _LEAST * self.tried
 
     def __str__(self) -> str:
         share = f" ({self.kept / self.tried:.0%})" if self.tried else ""
@@ -113,7 +118,7 @@ def generate(
                         on_progress(tally)
                     if tally.kept == episodes:
                         break
-                    if tally.tried >= _PATIENCE and tally.kept < _LEAST * tally.tried:
+                    if tally.hopeless:
                         raise UserError(
                             f"{tally}: the expert of task {task!r} hardly ever succeeds with these settings, so no "
                             f"demonstrations can be made. The store {path} keeps what there is"
@@ -126,7 +131,7 @@ def generate(
 def _open(path: Path, demonstrator: Demonstrator, origin: dict[str, Any]) -> DemoStore:
     if not path.exists():
         return DemoStore.create(
-            path, demonstrator.specs, fps=demonstrator.env.fps, episode_columns=_COLUMNS, origin=origin
+            path, demonstrator.specs, fps=demonstrator.env.fps, episode_columns=COLUMNS, origin=origin
         )
     store = DemoStore.open(path, "a")
     try:

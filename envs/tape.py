@@ -13,11 +13,11 @@ from visuomotor.data.recorder import EpisodeRecorder
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
 from visuomotor.envs.base import Obs, VecEnv
+from visuomotor.envs.generate import COLUMNS
 
 __all__ = ["INTERVENTION", "DemoTape"]
 
 INTERVENTION = "is_intervention"
-_COLUMNS = {"success": "bool", "seed": "int64", "task": "str"}
 
 
 class DemoTape:
@@ -44,7 +44,7 @@ class DemoTape:
             store = DemoStore.open(path, "a")
         else:
             made = specs | (mark if interventions else {})
-            store = DemoStore.create(path, made, fps=env.fps, episode_columns=_COLUMNS)
+            store = DemoStore.create(path, made, fps=env.fps, episode_columns=COLUMNS)
         try:
             _check(store, specs | mark, env.fps)
         except BaseException:
@@ -97,6 +97,6 @@ def _check(store: DemoStore, specs: dict[str, ArraySpec], fps: float) -> None:
                 f"{store.path} has {key!r} of shape {list(spec.shape)} ({spec.names}), the task gives "
                 f"{list(ours.shape)} ({ours.names}): change env.* or record into another store"
             )
-    unknown = sorted(set(store.column_types) - set(_COLUMNS))
+    unknown = sorted(set(store.column_types) - set(COLUMNS))
     if unknown:
         raise DataError(f"{store.path} has the episode column {unknown[0]!r}, which play does not know")

@@ -20,13 +20,11 @@ import torch
 from visuomotor.data.errors import ConfigError, UserError
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
-from visuomotor.envs.generate import Tally, first_seed
+from visuomotor.envs.generate import COLUMNS, Tally, first_seed
 from visuomotor.envs.suites.client import SuiteConfig, SuiteEnv
 
 __all__ = ["SuiteDemos", "write_demos"]
 
-_COLUMNS = {"success": "bool", "seed": "int64", "task": "str"}
-_PATIENCE, _LEAST = 100, 0.05  # give up after this many attempts if fewer than this share succeeded
 _NO_EFFECT = ("workers", "gl", "timeout_s")  # settings on which no number of a state depends
 
 
@@ -90,7 +88,7 @@ def write_demos(config: SuiteDemos, on_progress: Callable[[Tally], None] | None 
                         on_progress(tally)
                     if tally.kept == config.episodes:
                         break
-                if tally.tried >= _PATIENCE and tally.kept < _LEAST * tally.tried:
+                if tally.hopeless:
                     raise UserError(
                         f"{tally}: the expert of {config.env.id} hardly ever succeeds with these settings, so no "
                         f"demonstrations can be made. The store {path} keeps what there is"
@@ -132,7 +130,7 @@ def _open(path: Path, env: SuiteEnv, config: SuiteDemos, text: str) -> DemoStore
     if not path.exists():
         specs = {**env.obs_spec, "action": env.action_spec, "reward": ArraySpec(shape=(), role="reward")}
         origin: dict[str, Any] = {"settings": settings, "versions": env.versions}
-        return DemoStore.create(path, specs, fps=env.fps, episode_columns=_COLUMNS, origin=origin)
+        return DemoStore.create(path, specs, fps=env.fps, episode_columns=COLUMNS, origin=origin)
     store = DemoStore.open(path, "a")
     made = store.origin.get("settings")
     if made != settings:

@@ -15,8 +15,8 @@ from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection, constant
 from visuomotor.envs.sim.task import Expert, Outcome
 from visuomotor.envs.sim.world import World
-from visuomotor.envs.tasks.fixtures import Fixture, add_camera, yaw_of
-from visuomotor.envs.tasks.tabletop import TabletopConfig, TabletopTask, object_spec, uniform_xy
+from visuomotor.envs.tasks.fixtures import Fixture, yaw_of
+from visuomotor.envs.tasks.tabletop import TabletopConfig, TabletopTask, add_camera, object_spec, uniform_xy
 from visuomotor.envs.tasks.waypoints import Phase, Pose, WaypointExpert, top_down
 
 __all__ = ["OPENED", "Drawer", "DrawerConfig"]
@@ -36,8 +36,9 @@ class DrawerConfig(TabletopConfig):
     """Settings of Drawer.
 
     Attributes:
-        spread: half the side of the square in which the cabinet's front stands, as a share of the arm's reach.
-        turn: how far the cabinet may be turned to either side [rad].
+        spread: half the depth of the area in which the cabinet's front stands, as a share of the arm's reach; it is
+            twice as wide.
+        turn: how far the front may be turned to either side of facing the arm's base [rad].
     """
 
     spread: float = 0.12
@@ -52,7 +53,7 @@ class DrawerConfig(TabletopConfig):
 class Drawer(TabletopTask):
     """Pull a drawer open by at least 80 % of its travel (0.32 of the reach: 16 cm for a Panda, so 12.8 cm).
 
-    A low cabinet stands before the arm, anywhere in a square and turned to either side. The handle is a horizontal bar
+    A low cabinet stands before the arm, anywhere in an area and turned to either side. The handle is a horizontal bar
     of 16 mm, 5 cm before the drawer's front, high enough for a hand that points down.
     """
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import mujoco
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +12,7 @@ from visuomotor.envs.sim.simulator import Simulator
 from visuomotor.envs.sim.world import find
 from visuomotor.envs.tasks.tabletop import yaw_quat
 
-__all__ = ["Fixture", "add_camera", "wrap", "yaw_matrix", "yaw_of"]
+__all__ = ["Fixture", "wrap", "yaw_matrix", "yaw_of"]
 
 
 class Fixture:
@@ -69,13 +65,3 @@ def yaw_of(matrix: Tensor) -> Tensor:
 def wrap(angle: Tensor, period: float) -> Tensor:
     """The same angle modulo ``period``, in ``[-period / 2, period / 2)``."""
     return torch.remainder(angle + period / 2, period) - period / 2
-
-
-def add_camera(spec: mujoco.MjSpec, name: str, pos: Sequence[float], target: Sequence[float]) -> None:
-    """A camera at ``pos`` that looks at ``target`` [m], its top up."""
-    z = np.asarray(pos, float) - np.asarray(target, float)
-    x = np.cross((0.0, 0.0, 1.0), z)
-    quat = np.zeros(4)
-    axes = [v / np.linalg.norm(v) for v in (x, np.cross(z, x), z)]
-    mujoco.mju_mat2Quat(quat, np.stack(axes, 1).ravel())
-    spec.worldbody.add_camera(name=name, pos=pos, quat=quat, fovy=45.0)

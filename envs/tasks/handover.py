@@ -16,8 +16,16 @@ from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection, constant
 from visuomotor.envs.sim.task import Expert, Outcome
 from visuomotor.envs.sim.world import FreeBody, World
-from visuomotor.envs.tasks.fixtures import Fixture, add_camera, yaw_of
-from visuomotor.envs.tasks.tabletop import Mount, TabletopConfig, TabletopTask, object_spec, uniform_xy, yaw_quat
+from visuomotor.envs.tasks.fixtures import Fixture, yaw_of
+from visuomotor.envs.tasks.tabletop import (
+    Mount,
+    TabletopConfig,
+    TabletopTask,
+    add_camera,
+    object_spec,
+    uniform_xy,
+    yaw_quat,
+)
 from visuomotor.envs.tasks.waypoints import Phase, Pose, WaypointExpert, top_down
 
 __all__ = ["Handover", "HandoverConfig"]
@@ -244,11 +252,6 @@ class _HandoverExpert(Expert):
             1.0 / task.fps,
             diversity,
         )  # fmt: skip
-
-    @property
-    def phase(self) -> Tensor:
-        """Legs of both arms ``[N, 2]``."""
-        return torch.stack([self._left.phase, self._right.phase], 1)
 
     def reset(self, worlds: Selection, draws: Draws) -> None:
         self._left.reset(worlds, draws)

@@ -31,6 +31,7 @@ __all__ = [
     "TabletopConfig",
     "TabletopTask",
     "add_box",
+    "add_camera",
     "flat_yaw",
     "object_spec",
     "scatter",
@@ -204,9 +205,8 @@ class TabletopTask(Task):
             ("side", [0.95 * r, -1.5 * r, 0.8 * r], [0.85 * r, 0.0, 0.15 * r]),
             ("top", [1.4 * r, 0.0, 1.75 * r], [0.95 * r, 0.0, 0.0]),
         ):
-            spec.worldbody.add_camera(name=name, pos=pos, quat=_look_at(pos, look), fovy=45.0)
-        pos = [2.7 * r, -1.8 * r, 1.8 * r]  # of films: the whole arm
-        spec.worldbody.add_camera(name="film", pos=pos, quat=_look_at(pos, [0.5 * r, 0.0, 0.55 * r]), fovy=45.0)
+            add_camera(spec, name, pos, look)
+        add_camera(spec, "film", [2.7 * r, -1.8 * r, 1.8 * r], [0.5 * r, 0.0, 0.55 * r])  # the whole arm
 
     def _add_home(self, spec: mujoco.MjSpec) -> None:
         """Keyframe 0: objects as placed in the scene, arms at home with open grippers."""
@@ -240,6 +240,11 @@ def add_box(
     body.add_geom(
         name=name, type=mujoco.mjtGeom.mjGEOM_BOX, size=half, mass=mass, rgba=rgba, friction=friction, condim=4
     )
+
+
+def add_camera(spec: mujoco.MjSpec, name: str, pos: Sequence[float], target: Sequence[float]) -> None:
+    """A camera at ``pos`` that looks at ``target`` [m], its top up (towards -x if it looks down)."""
+    spec.worldbody.add_camera(name=name, pos=pos, quat=_look_at(pos, target), fovy=45.0)
 
 
 def object_spec(names: Sequence[str], unit: str | None = None) -> ArraySpec:

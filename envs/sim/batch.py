@@ -48,7 +48,7 @@ class BatchSimulator(Simulator):
         self._model_fields: dict[str, Tensor] = {}
         self._scratch: tuple[mujoco.MjModel, mujoco.MjData] | None = None
         self._alerts = Alerts()
-        self._batch.reset(keyframe=0 if model.nkey else -1)
+        self._do(self._batch.reset, keyframe=0 if model.nkey else -1)
 
     def field(self, name: str) -> Tensor:
         if name not in self._fields:
@@ -58,7 +58,7 @@ class BatchSimulator(Simulator):
             self._fields[name] = torch.from_numpy(array if array.flags.writeable else _unlocked(array))
             if name not in SETTABLE:  # outputs are copied out by the calls that follow
                 self._stage = _POSITION_AND_VELOCITY
-                self._batch.forward(stage=_POSITION_AND_VELOCITY)
+                self._do(self._batch.forward, stage=_POSITION_AND_VELOCITY)
         return self._fields[name]
 
     def model_field(self, name: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import mujoco
 import pytest
@@ -65,3 +66,23 @@ def test_warnings_are_counted_and_the_rest_is_logged(caplog: pytest.LogCaptureFi
     assert alerts.counts() == {"contacts": 0, "constraints": 0}
     assert [r.getMessage() for r in caplog.records] == ["MuJoCo: Inertia matrix is too close to singular"]
     assert mujoco.get_mju_user_warning() is before
+
+
+def test_a_start_that_does_not_fit_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve boxes in one another: too many contacts for 60 kB, and no room at all in 20 kB."""
+    monkeypatch.chdir(tmp_path)
+    floor = "<geom type='plane' size='1 1 1'/>"
+    boxes = "".join(
+        f"<body pos='0 0 {k / 100}'><freejoint/><geom type='box' size='.1 .1 .1'/></body>" for k in range(12)
+    )
+    xml = f"<mujoco><size memory='60K'/><worldbody>{floor}{boxes}</worldbody></mujoco>"
+    sim = BatchSimulator(mujoco.MjModel.from_xml_string(xml), 2, threads=1)
+    sim.field("xpos")
+    assert sim.overflow()["contacts"] == 2
+    tiny = mujoco.MjModel.from_xml_string(xml.replace("60K", "20K"))
+    with pytest.raises(UserError, match="physics of the scene cannot go on"):
+        BatchSimulator(tiny, 2, threads=1)
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")

@@ -145,13 +145,18 @@ def _demos(words: list[str]) -> int:
     id, own, kinds = _split("demos", words)
     config = parse_plain(SuiteDemos, [*own, f"env.id='{id}'", *(f"env.{w}" for w in kinds)])
 
+    shown = False
+
     def show(tally: Tally) -> None:
+        nonlocal shown
+        shown = True
         print(f"\r{id}: {tally}", end="", flush=True)
 
     try:
         write_demos(config, show)
     finally:
-        print()
+        if shown:
+            print()
     print(f"written: {config.out}; train on it with: visuomotor train task=suite env.id={id} data={config.out}")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -77,8 +78,8 @@ class PlayConfig:
         if self.task is None and self.checkpoint is None:
             raise ConfigError("give task=<name>, or checkpoint=<run> to see a policy in the task it was trained for")
         for name in ("hand_speed", "turn_speed", "speed"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}={getattr(self, name):g}: expected more than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name):g}: expected more than 0, and finite")
         for name in ("episodes", "hold"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected 0 or more")

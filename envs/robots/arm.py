@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +45,8 @@ class ControlConfig:
         if self.mode not in ACTION_MODES:
             raise ConfigError(f"unknown action mode {self.mode!r}. {nearest(self.mode, ACTION_MODES)}")
         for name in ("joint_step", "pos_step", "rot_step"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"control.{name}={getattr(self, name)}: expected more than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"control.{name}={getattr(self, name)}: expected more than 0, and finite")
 
 
 class Arm(Control):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import mujoco
@@ -46,8 +47,8 @@ class DrawerConfig(TabletopConfig):
 
     def __post_init__(self) -> None:
         TabletopConfig.__post_init__(self)
-        if self.spread < 0 or self.turn < 0:
-            raise ConfigError(f"spread={self.spread}, turn={self.turn}: expected 0 or more")
+        if not (0 <= self.spread <= 0.3 and 0 <= self.turn <= math.pi / 2):
+            raise ConfigError(f"spread={self.spread}, turn={self.turn}: expected 0 to 0.3, and 0 to pi/2")
 
 
 class Drawer(TabletopTask):

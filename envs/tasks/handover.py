@@ -49,8 +49,8 @@ class HandoverConfig(TabletopConfig):
 
     def __post_init__(self) -> None:
         TabletopConfig.__post_init__(self)
-        if self.spread < 0 or not 0 <= self.turn <= 1.2:
-            raise ConfigError(f"spread={self.spread}, turn={self.turn}: expected 0 or more, and a turn up to 1.2 rad")
+        if not (0 <= self.spread <= 0.4 and 0 <= self.turn <= 1.2):
+            raise ConfigError(f"spread={self.spread}, turn={self.turn}: expected 0 to 0.4, and 0 to 1.2 rad")
 
 
 class Handover(TabletopTask):

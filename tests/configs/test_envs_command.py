@@ -72,6 +72,13 @@ def test_a_place_for_the_picture_is_looked_for_first(capsys: pytest.CaptureFixtu
     assert "expected a .png file in a folder that exists" in said.err
 
 
+def test_demos_without_a_place_say_so_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["envs", "demos", "toy:walk"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "give out=<zarr>" in said.err
+
+
 def test_check_fails_on_a_promise_that_is_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["envs", "check", "toy:loose", "steps=5"]) == 1
     out = capsys.readouterr().out

@@ -105,6 +105,8 @@ def test_a_policy_acts_until_somebody_takes_over(tmp_path):
         ([], "give task=<name>, or checkpoint=<run>"),
         (["task=lift", "device=keybord"], "unknown device 'keybord'.*'keyboard'"),
         (["task=lift", "speed=0"], "speed=0: expected more than 0"),
+        (["task=lift", "hand_speed=nan"], "hand_speed=nan: expected more than 0"),
+        (["task=lift", "seed=2000000"], "seed=2000000: expected 0 to 1000000"),
         (["task=lift", "episodes=-1"], "episodes=-1: expected 0 or more"),
         (["task=lift", "recrod=x"], "unknown setting 'recrod'.*'record'"),
     ],

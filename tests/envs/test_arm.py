@@ -183,6 +183,8 @@ def test_unknown_modes_name_the_known_ones() -> None:
         ControlConfig(mode="joint_velo")
     with pytest.raises(ConfigError, match="pos_step=0"):
         ControlConfig(pos_step=0.0)
+    with pytest.raises(ConfigError, match="joint_step=nan"):
+        ControlConfig(joint_step=math.nan)
 
 
 def test_turns_of_the_hand_compose_on_the_left() -> None:

@@ -190,6 +190,8 @@ def test_expert_succeeds_in_every_action_mode_and_with_diversity(name: str, mode
         ("peg", {"clearance": 0.0}),
         ("peg", {"spread": 0.3}),
         ("handover", {"turn": 2.0}),
+        ("handover", {"spread": math.nan}),
+        ("drawer", {"turn": 3.0}),
         ("push_t_arm", {"spread": 2.0}),
     ],
 )

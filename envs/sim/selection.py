@@ -24,7 +24,8 @@ def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
 
     ``torch.tensor([...], device=...)`` in code that runs at every step would make the host wait for a GPU each time.
     """
-    return torch.tensor(values, dtype=torch.float32, device=device)
+    with torch.inference_mode(False):  # it outlives the mode in which it is first asked for
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 class Selection:

@@ -14,7 +14,7 @@ from visuomotor.envs.sim.engines import EngineConfig
 from visuomotor.envs.sim.env import SimVecEnv
 from visuomotor.envs.sim.events import Event
 from visuomotor.envs.sim.random import Draws
-from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.selection import Selection, constant
 from visuomotor.envs.sim.task import SimConfig
 from visuomotor.envs.sim.terms import ModelTerm, Push, Spread
 from visuomotor.envs.sim.world import names_of
@@ -100,6 +100,13 @@ def test_no_task_and_no_term_asks_the_device_for_anything(task: str, monkeypatch
                 action = torch.zeros(3, env.action_spec.size) if expert is None else expert.act()
                 env.step(action)
         assert k == 0 or waits.seen == []
+
+
+def test_constants_are_made_once_and_outlive_inference_mode() -> None:
+    with torch.inference_mode():
+        first = constant((1.0, 2.0, 5.5), torch.device("cpu"))
+    assert constant((1.0, 2.0, 5.5), torch.device("cpu")) is first
+    assert not first.is_inference()
 
 
 def test_waits_are_noticed() -> None:

@@ -114,7 +114,7 @@ def test_nothing_is_drawn_without_a_render_mode() -> None:
 
 
 def test_seeds_of_numpy_and_seeds_that_are_too_large() -> None:
-    env = gym.make_vec("visuomotor/Reacher-v0", num_envs=2)
+    env: Any = gym.make_vec("visuomotor/Reacher-v0", num_envs=2)
     first, _ = env.reset(seed=np.int64(5))
     np.testing.assert_array_equal(first, env.reset(seed=5)[0])
     np.testing.assert_array_equal(first, env.reset(seed=[5, 6])[0])

@@ -163,6 +163,7 @@ def test_killed_and_resumed_equals_uninterrupted(reach, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # minutes where other work runs beside it
 def test_killed_five_times_and_resumed_equals_uninterrupted(reach, tmp_path):
     _kill_and_resume(reach, tmp_path, kills=5, steps=2000)
 

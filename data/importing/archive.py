@@ -78,10 +78,6 @@ class Archive:
         """Bytes of an entry when unpacked."""
         return self._entries[name].file_size
 
-    def stored_bytes(self, name: str) -> int:
-        """Bytes of an entry in the archive."""
-        return self._entries[name].compress_size
-
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 

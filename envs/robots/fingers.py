@@ -122,7 +122,7 @@ class _Hand:
     """The gripper in a simulation without gravity, its arm held."""
 
     def __init__(self, m: mujoco.MjModel, structure: Structure, qpos: np.ndarray, inputs: Sequence[int]) -> None:
-        self.m, self._qpos, self._inputs, self._structure = m, qpos, list(inputs), structure
+        self.m, self._qpos, self._structure = m, qpos, structure
         self._held_q = [int(m.jnt_qposadr[j]) for j in structure.arm]
         self._held_v = [int(m.jnt_dofadr[j]) for j in structure.arm]
         self.limits = {a: _ends(m, a) for a in inputs}

@@ -96,7 +96,7 @@ class Drawer(TabletopTask):
         return {"object": object_spec(names)}
 
     def reset(self, worlds: Selection, draws: Draws) -> None:
-        pos = uniform_xy(worlds, draws.uniform((2,)), (1.38 * self.reach, 0.0), (self._spread, 2 * self._spread), 0.0)
+        pos = uniform_xy(draws.uniform((2,)), (1.38 * self.reach, 0.0), (self._spread, 2 * self._spread), 0.0)
         # as seen from the base the front is turned by at most `turn`: it looks towards the arm wherever it stands
         towards = torch.atan2(pos[:, 1], pos[:, 0])
         self._cabinet.place(worlds, pos, towards + draws.uniform((), -self._turn, self._turn))

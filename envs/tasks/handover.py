@@ -104,7 +104,7 @@ class Handover(TabletopTask):
         return {"object": object_spec(names)}
 
     def reset(self, worlds: Selection, draws: Draws) -> None:
-        pos = uniform_xy(worlds, draws.uniform((2,)), *self._area, self._thick)
+        pos = uniform_xy(draws.uniform((2,)), *self._area, self._thick)
         self._stick.place(worlds, pos, yaw_quat(draws.uniform((), -self._turn, self._turn)))
         r = self.reach
         low = constant((self.apart - 1.1 * r, -0.3 * r, 0.25 * r), draws.device)

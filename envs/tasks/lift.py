@@ -70,7 +70,7 @@ class Lift(TabletopTask):
         return {"object": object_spec([*(f"cube_{a}" for a in "xyz"), *(f"cube_r{i}" for i in range(6))])}
 
     def reset(self, worlds: Selection, draws: Draws) -> None:
-        pos = uniform_xy(worlds, draws.uniform((2,)), (self.reach, 0.0), (self._spread, self._spread), self._half)
+        pos = uniform_xy(draws.uniform((2,)), (self.reach, 0.0), (self._spread, self._spread), self._half)
         self._cube.place(worlds, pos, yaw_quat(draws.uniform((), -math.pi, math.pi)))
 
     def observe_objects(self) -> dict[str, Tensor]:

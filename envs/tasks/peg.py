@@ -85,9 +85,9 @@ class Peg(TabletopTask):
 
     def reset(self, worlds: Selection, draws: Draws) -> None:
         half = (self._spread, self._spread)
-        pos = uniform_xy(worlds, draws.uniform((2,)), (self.reach, -0.32 * self.reach), half, _LONG)
+        pos = uniform_xy(draws.uniform((2,)), (self.reach, -0.32 * self.reach), half, _LONG)
         self._peg.place(worlds, pos, yaw_quat(draws.uniform((), -math.pi, math.pi)))
-        pos = uniform_xy(worlds, draws.uniform((2,)), (self.reach, 0.32 * self.reach), half, 0.0)
+        pos = uniform_xy(draws.uniform((2,)), (self.reach, 0.32 * self.reach), half, 0.0)
         self._block.place(worlds, pos, draws.uniform((), -0.7, 0.7))
 
     def hole(self) -> Tensor:

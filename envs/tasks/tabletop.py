@@ -22,7 +22,7 @@ from visuomotor.envs.robots.model import RobotModel
 from visuomotor.envs.robots.registry import get_robot
 from visuomotor.envs.sim.control import Control, JoinedControl
 from visuomotor.envs.sim.random import Draws
-from visuomotor.envs.sim.selection import Selection, constant
+from visuomotor.envs.sim.selection import constant
 from visuomotor.envs.sim.task import SimConfig, Task
 from visuomotor.envs.sim.world import FreeBody, World, find
 
@@ -252,7 +252,7 @@ def object_spec(names: Sequence[str], unit: str | None = None) -> ArraySpec:
     return ArraySpec(shape=(len(names),), role="observation", names=tuple(names), unit=unit)
 
 
-def uniform_xy(worlds: Selection, u: Tensor, centre: Sequence[float], half: Sequence[float], z: float) -> Tensor:
+def uniform_xy(u: Tensor, centre: Sequence[float], half: Sequence[float], z: float) -> Tensor:
     """Positions ``[n, 3]`` from ``u [n, 2]`` in 0..1, uniform in a rectangle."""
     x, y = (c + (2.0 * u[:, i] - 1.0) * h for i, (c, h) in enumerate(zip(centre, half, strict=True)))
     return torch.stack([x, y, torch.full_like(x, z)], 1)

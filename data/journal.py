@@ -17,7 +17,7 @@ import os
 import re
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,10 +28,12 @@ from visuomotor.data.durable import fsync_directory, remove_tree
 from visuomotor.data.errors import DataError
 from visuomotor.data.spec import ArraySpec
 
-__all__ = ["JournalEntry", "StagedEpisode", "clean_journal", "read_journal"]
+__all__ = ["JournalEntry", "StagedEpisode", "StagedFiles", "clean_journal", "clean_staging", "read_journal"]
 
 _COMMITTED = re.compile(r"\d{8}")
+_STAGING = ".staging-"
 _CHECK_BYTES = 8 << 20
+_SYNC_BYTES = 64 << 20  # a disk takes these in the time that a full buffer of steps bridges
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,16 @@ class JournalEntry:
         rows = np.fromfile(self.path / f"{key}.bin", dtype, (stop - start) * spec.size, offset=offset)
         return rows.reshape(stop - start, *spec.shape)
 
-    def check(self, key: str) -> None:
+    def check_file(self, key: str) -> None:
         """Raise DataError unless the rows of ``key`` are the ones that were written."""
         checksum = 0
         with (self.path / f"{key}.bin").open("rb") as f:
             while block := f.read(_CHECK_BYTES):
                 checksum = zlib.crc32(block, checksum)
+        self.check(key, checksum)
+
+    def check(self, key: str, checksum: int) -> None:
+        """Raise DataError unless ``checksum``, the CRC-32 of all rows of ``key``, is that of the rows written."""
         if checksum != self.checksums[key]:
             raise DataError(
                 f"episode {self.index} is damaged on disk: {key!r} in {self.path / f'{key}.bin'} has another checksum "
@@ -123,20 +129,51 @@ def clean_journal(folder: Path, n_episodes: int) -> None:
     """Delete what a killed writer left: staging folders, partial files, and entries that are in the arrays already."""
     for path in list(folder.iterdir()):
         in_arrays = bool(_COMMITTED.fullmatch(path.name)) and int(path.name) < n_episodes
-        if in_arrays or path.name.startswith((".staging-", ".partial-")):
+        if in_arrays or path.name.startswith((_STAGING, ".partial-")):
             remove_tree(path)
 
 
-class StagedEpisode:
-    """An episode being written. Rows go to disk as they come: nothing is kept in memory, nothing flushed per step."""
+def clean_staging(folder: Path) -> None:
+    """Delete episodes that were staged and will not be committed; nobody may be writing one."""
+    for path in list(folder.glob(f"{_STAGING}*")):
+        remove_tree(path)
 
-    def __init__(self, folder: Path, keys: Mapping[str, ArraySpec]) -> None:
-        self.path = folder / f".staging-{uuid.uuid4().hex}"
+
+@dataclass(frozen=True)
+class StagedFiles:
+    """What another process must know to commit an episode that is staged: the name of its folder, and its rows."""
+
+    name: str
+    length: int
+    checksums: Mapping[str, int]
+
+
+class StagedEpisode:
+    """An episode being written. Rows go to disk as they come: nothing is kept in memory.
+
+    Args:
+        folder: the journal.
+        keys: the arrays.
+        steady: flush to disk all along, not only at the end, which then does not take long.
+    """
+
+    def __init__(self, folder: Path, keys: Iterable[str], *, steady: bool = False) -> None:
+        self.path = folder / f"{_STAGING}{uuid.uuid4().hex}"
         self.path.mkdir()
         self.length = 0
         self.committed = False
+        self._steady, self._unsynced = steady, 0
         self._files: dict[str, BinaryIO] = {k: (self.path / f"{k}.bin").open("wb", buffering=1 << 16) for k in keys}
         self._checksums = dict.fromkeys(keys, 0)
+
+    @classmethod
+    def sealed(cls, folder: Path, files: StagedFiles) -> StagedEpisode:
+        """The episode that another process has written into the journal ``folder`` and sealed."""
+        episode = cls.__new__(cls)
+        episode.path, episode.length, episode.committed = folder / files.name, files.length, False
+        episode._steady, episode._unsynced = False, 0
+        episode._files, episode._checksums = {}, dict(files.checksums)
+        return episode
 
     def write(self, rows: Mapping[str, np.ndarray], n: int) -> None:
         """Add ``n`` steps: for every key a contiguous array of ``n`` rows, already checked."""
@@ -144,30 +181,48 @@ class StagedEpisode:
             view = rows[key].data.cast("B")
             f.write(view)
             self._checksums[key] = zlib.crc32(view, self._checksums[key])
+            self._unsynced += len(view)
         self.length += n
+        if self._steady and self._unsynced >= _SYNC_BYTES:
+            self._unsynced = 0
+            for f in self._files.values():
+                f.flush()
+                os.fdatasync(f.fileno())
+
+    def seal(self) -> StagedFiles:
+        """Flush the rows to disk; no more can be added."""
+        files, self._files = self._files, {}
+        try:
+            for f in files.values():
+                f.flush()
+                os.fsync(f.fileno())
+        finally:
+            _close(files.values())
+        return StagedFiles(self.path.name, self.length, dict(self._checksums))
 
     def commit(self, index: int, start: int, columns: Mapping[str, Any]) -> JournalEntry:
         """Flush everything, then make it episode ``index``, from global step ``start`` on, by one rename."""
-        for f in self._files.values():
-            f.flush()
-            os.fsync(f.fileno())
-            f.close()
+        self.seal()
         manifest = {"length": self.length, "checksums": self._checksums, "columns": dict(columns)}
         with (self.path / "manifest.json").open("w") as m:
             json.dump(manifest, m)
             m.flush()
             os.fsync(m.fileno())
         fsync_directory(self.path)
-        self.path = self.path.rename(
-            self.path.parent / f"{index:08d}"
-        )  # so that discard() finds it if the next line fails
+        # assigned at once, so that discard() finds it if the next line fails
+        self.path = self.path.rename(self.path.parent / f"{index:08d}")
         fsync_directory(self.path.parent)
         self.committed = True
         return JournalEntry(self.path, index, start, self.length, dict(self._checksums), dict(columns))
 
     def discard(self) -> None:
         """Delete what was written."""
-        for f in self._files.values():
-            with contextlib.suppress(OSError):  # a full disk: what is still buffered is not wanted either
-                f.close()
+        files, self._files = self._files, {}
+        _close(files.values())
         remove_tree(self.path)
+
+
+def _close(files: Iterable[BinaryIO]) -> None:
+    for f in files:
+        with contextlib.suppress(OSError):  # a full disk: what is still buffered is not wanted either
+            f.close()

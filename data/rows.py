@@ -11,7 +11,15 @@ import numpy as np
 from visuomotor.data.errors import DataError, nearest
 from visuomotor.data.spec import ArraySpec
 
-__all__ = ["COLUMN_TYPES", "check_keys", "component", "conform", "conform_columns", "first_nonfinite"]
+__all__ = [
+    "COLUMN_TYPES",
+    "check_keys",
+    "component",
+    "conform",
+    "conform_columns",
+    "conform_episode",
+    "first_nonfinite",
+]
 
 COLUMN_TYPES = ("str", "bool", "int64", "float64")
 
@@ -86,6 +94,22 @@ def conform(key: str, value: Any, spec: ArraySpec, *, batched: bool) -> np.ndarr
         where = (f" at row {row}" if batched else "") + component(index, spec)
         raise DataError(f"{key!r} is {array[(row, *index) if batched else index]}{where}: every value must be finite")
     return array
+
+
+def conform_episode(arrays: Mapping[str, Any], specs: Mapping[str, ArraySpec]) -> tuple[dict[str, np.ndarray], int]:
+    """Return the arrays ``[L, *shape]`` of one episode as :func:`conform` does, and L.
+
+    Raises:
+        DataError: a key too many or too few, lengths that differ, or what :func:`conform` refuses.
+    """
+    check_keys(arrays, specs, what="array")
+    checked = {key: conform(key, arrays[key], spec, batched=True) for key, spec in specs.items()}
+    lengths = {key: len(rows) for key, rows in checked.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(
+            f"arrays of different length in one episode: {', '.join(f'{k} {n}' for k, n in lengths.items())}"
+        )
+    return checked, next(iter(lengths.values()))
 
 
 def conform_columns(given: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, str | bool | int | float]:

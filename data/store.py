@@ -18,19 +18,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import Any, Literal
 
 from zarr.storage import ZipStore
 
-from visuomotor.data.compaction import compact
+from visuomotor.data.compaction import Compaction
 from visuomotor.data.durable import WriterLock, fsync_directory, fsync_tree, remove_tree
 from visuomotor.data.errors import DataError
 from visuomotor.data.journal import StagedEpisode, clean_journal
 from visuomotor.data.layout import Root, create_layout, open_root
 from visuomotor.data.reader import StoreReader
 from visuomotor.data.remote import UrlPath, as_path
-from visuomotor.data.rows import check_keys, conform, conform_columns
+from visuomotor.data.rows import conform_columns, conform_episode
 from visuomotor.data.spec import ArraySpec
 
 __all__ = ["DemoStore"]
@@ -50,6 +51,8 @@ class DemoStore(StoreReader):
         super().__init__(root)
         self.mode = mode
         self._lock, self._journal_bytes = lock, journal_bytes
+        self._moving: Compaction | None = None
+        self._removing: Thread | None = None
 
     @classmethod
     def open(cls, path: str | Path, mode: Literal["r", "a"] = "r", *, journal_bytes: int = _JOURNAL_BYTES) -> DemoStore:
@@ -161,37 +164,40 @@ class DemoStore(StoreReader):
                 The store then holds the episodes that it held before.
         """
         self._check_writable()
-        check_keys(arrays, self.specs, what="array")
-        checked = {key: conform(key, arrays[key], spec, batched=True) for key, spec in self.specs.items()}
-        lengths = {key: len(rows) for key, rows in checked.items()}
-        if len(set(lengths.values())) > 1:
-            raise DataError(
-                f"arrays of different length in one episode: {', '.join(f'{k} {n}' for k, n in lengths.items())}"
-            )
+        checked, length = conform_episode(arrays, self.specs)
         values = conform_columns(columns or {}, self.column_types)
         staged: StagedEpisode | None = None
         try:
             staged = self.stage()
-            staged.write(checked, next(iter(lengths.values())))
+            staged.write(checked, length)
             return self.commit(staged, values)
         except OSError as error:
             if staged is not None:
                 staged.discard()
             raise self._write_error(error) from None
 
-    def stage(self) -> StagedEpisode:
+    def stage(self, *, steady: bool = False) -> StagedEpisode:
         """Begin an episode whose steps come one by one; see :class:`visuomotor.data.recorder.EpisodeRecorder`."""
         self._check_writable()
-        return StagedEpisode(self.journal_path, self.specs)
+        return StagedEpisode(self.journal_path, self.specs, steady=steady)
 
-    def commit(self, staged: StagedEpisode, columns: Mapping[str, Any]) -> int:
-        """Make a staged episode part of the store and return its index. ``columns`` are already checked."""
+    def commit(self, staged: StagedEpisode, columns: Mapping[str, Any], *, background: bool = False) -> int:
+        """Make a staged episode part of the store and return its index. ``columns`` are already checked.
+
+        When the journal is full it is then compacted, with ``background`` in a thread while the caller goes on.
+        """
         self._check_writable()
         n_steps, index = self.n_steps, self.n_episodes
-        entry = staged.commit(index, n_steps, columns)
-        self._journal.append(entry)
+        self._journal.append(staged.commit(index, n_steps, columns))
+        if background and self._moving is not None and self._moving.running:
+            return index
+        self._take_over()
         if len(self._journal) >= _JOURNAL_EPISODES or sum(e.n_bytes for e in self._journal) > self._journal_bytes:
-            self.compact()
+            if background:
+                self._moving = Compaction(self)
+                self._moving.start()
+            else:
+                self.compact()
         return index
 
     def compact(self) -> None:
@@ -201,20 +207,34 @@ class DemoStore(StoreReader):
             DataError: the disk is full, or a journal entry is damaged. No committed episode is lost.
         """
         self._check_writable()
-        if not self._journal:
+        self._take_over()
+        if self._journal:
+            self._moving = Compaction(self)
+            self._take_over()
+        if self._removing is not None:
+            self._removing.join()
+
+    def _take_over(self) -> None:
+        """Finish the compaction that was begun, if any, and go on with what it has made."""
+        moving = self._moving
+        if moving is None:
             return
         try:
-            ends = compact(self)
+            moving.finish()
         except OSError as error:
             raise DataError(
-                f"{self.path}: episodes {len(self.array_ends)} to {self.n_episodes - 1} are safe in the journal but "
-                f"could not be moved into the arrays: {error.strerror or error}. "
+                f"{self.path}: episodes {moving.entries[0].index} to {moving.entries[-1].index} are safe in the "
+                f"journal but could not be moved into the arrays: {error.strerror or error}. "
                 "Free some space, then open the store with mode 'a' and close it"
             ) from None
-        done, self._journal = self._journal, []
-        self.array_ends, self.n_array_steps = ends, int(ends[-1])
-        for entry in done:
-            remove_tree(entry.path)
+        finally:
+            if not moving.running:  # unless Ctrl-C ended the wait for it
+                self._moving = None
+        self._journal = self._journal[len(moving.entries) :]
+        self.array_ends, self.n_array_steps = moving.ends, int(moving.ends[-1])
+        if self._removing is not None:
+            self._removing.join()
+        self._removing = moving.remove_entries()
 
     def _write_error(self, error: OSError) -> DataError:
         return DataError(

@@ -72,7 +72,7 @@ def check_journal(store: DemoStore) -> Iterator[Finding]:
     for entry in store.journal:
         for key in store.arrays:
             try:
-                entry.check(key)
+                entry.check_file(key)
             except DataError as error:
                 yield Finding(severity="error", array=key, episode=entry.index, message=str(error))
             except FileNotFoundError:  # a writer, which checks it too, has just moved it into the arrays

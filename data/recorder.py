@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from visuomotor.data.buffering import BlockPool, BufferedEpisode, RecorderLoad
 from visuomotor.data.errors import DataError, nearest
-from visuomotor.data.journal import StagedEpisode
 from visuomotor.data.rows import check_keys, conform, conform_columns
 from visuomotor.data.store import DemoStore
 
@@ -18,9 +18,10 @@ __all__ = ["EpisodeRecorder"]
 class EpisodeRecorder:
     """Stream the steps of one episode at a time into a store.
 
-    Steps go to a staging folder as they come, so memory stays constant and a killed recording loses its own episode
-    only. :meth:`end` makes the episode part of the store; it is then on disk for good. When the journal is full (see
-    ``journal_bytes`` of :meth:`DemoStore.open`) it also compresses what has gathered there, which takes seconds. ::
+    :meth:`step` checks and copies a step into a buffer; a thread writes the buffer to a staging folder. So memory stays
+    constant, and a killed recording loses its own episode only. :meth:`end` makes the episode part of the store; it is
+    then on disk for good. When the journal is full (see ``journal_bytes`` of :meth:`DemoStore.open`), what has gathered
+    there is compressed into the arrays in the background while the next episode is recorded. ::
 
         with EpisodeRecorder("demos.zarr") as recorder:
             recorder.start({"task": "push the block"})
@@ -28,28 +29,38 @@ class EpisodeRecorder:
                 recorder.step({"state": state, "action": action})
             recorder.end({"success": True})
 
+    No step is ever dropped unsaid. Where the disk does not keep up and the buffer is full, :meth:`step` waits for room,
+    at most ``max_wait_s``; then it raises, and so does every later step of the episode, since an episode with a hole is
+    none. What was recorded until then can be kept by :meth:`end`. :attr:`load` counts both.
+
     Args:
         store: a store open for append, which stays open; or a path, opened here and closed by :meth:`close`.
+        buffer_bytes: memory for steps that are not on disk yet. Three cameras of 640 x 480 at 30 Hz are 83 MB a second.
+        max_wait_s: how long a step may wait for room in it [s]; 0 for a control loop that must not wait.
 
     Raises:
         DataError: the path is no store, or another writer has it.
     """
 
-    def __init__(self, store: DemoStore | str | Path) -> None:
+    def __init__(
+        self, store: DemoStore | str | Path, *, buffer_bytes: int = 256 << 20, max_wait_s: float = 1.0
+    ) -> None:
         self._owned = not isinstance(store, DemoStore)
         self.store = store if isinstance(store, DemoStore) else DemoStore.open(store, "a")
-        self._staged: StagedEpisode | None = None
+        self.load = RecorderLoad()
+        self._pool, self._max_wait_s = BlockPool(self.store.specs, buffer_bytes), max_wait_s
+        self._episode: BufferedEpisode | None = None
         self._columns: dict[str, Any] = {}
 
     @property
     def recording(self) -> bool:
         """True between :meth:`start` and :meth:`end` or :meth:`discard`."""
-        return self._staged is not None
+        return self._episode is not None
 
     @property
     def n_steps(self) -> int:
         """Steps of the episode being recorded."""
-        return 0 if self._staged is None else self._staged.length
+        return 0 if self._episode is None else self._episode.length
 
     def start(self, columns: Mapping[str, Any] | None = None) -> None:
         """Begin an episode, with the per-episode values that are known already.
@@ -57,31 +68,38 @@ class EpisodeRecorder:
         Raises:
             DataError: an episode is being recorded, or the store has no such column.
         """
-        if self._staged is not None:
+        if self._episode is not None:
             raise DataError(f"an episode of {self.n_steps} steps is being recorded: end() or discard() it first")
         given = dict(columns or {})
         self._check_columns(given)
         try:
-            self._staged = self.store.stage()
+            staged = self.store.stage(steady=True)
         except OSError as error:
             raise DataError(f"{self.store.path}: recording cannot start: {error.strerror or error}") from None
-        self._columns = given
+        self._episode, self._columns = BufferedEpisode(staged, self._pool, self.load, self._max_wait_s), given
 
     def step(self, data: Mapping[str, Any]) -> None:
-        """Add one step: ``{key: value}`` with every key of the store, each of its spec's shape.
+        """Add one step: ``{key: value}`` with every key of the store, each of its spec's shape. It is copied.
 
         Raises:
-            DataError: no episode was started; a key, shape, type or value is wrong (the step is then not recorded); or
-                the disk is full (the episode is then lost, the store unchanged).
+            DataError: no episode was started; a key, shape, type or value is wrong (the step is then not recorded); the
+                disk does not keep up (see the class); or the disk is full (the episode is then lost, the store
+                unchanged).
         """
-        staged = self._running()
+        episode = self._running()
         specs = self.store.specs
         check_keys(data, specs, what="array")
-        rows = {key: conform(key, data[key], spec, batched=False)[None] for key, spec in specs.items()}
+        rows = {key: conform(key, data[key], spec, batched=False) for key, spec in specs.items()}
         try:
-            staged.write(rows, 1)
+            taken = episode.add(rows)
         except OSError as error:
             raise self._lost(error) from None
+        if not taken:
+            raise DataError(
+                f"{self.store.path}: the disk does not keep up: the buffer stayed full for {self._max_wait_s:g} s, so "
+                f"step {episode.length} was refused, and later ones are. end() keeps the steps before it. Give more "
+                "buffer_bytes or max_wait_s, record less (frame rate, picture size), or take a faster disk"
+            )
 
     def end(self, columns: Mapping[str, Any] | None = None) -> int:
         """Commit the episode, with the remaining per-episode values, and return its index.
@@ -90,24 +108,26 @@ class EpisodeRecorder:
             DataError: nothing was recorded, or a column is missing or wrong (the recording then goes on); or the disk
                 is full.
         """
-        staged = self._running()
-        if staged.length == 0:
+        episode = self._running()
+        if episode.length == 0:
             raise DataError("the episode has no steps: record at least one, or discard() it")
         values = conform_columns({**self._columns, **(columns or {})}, self.store.column_types)
         try:
-            index = self.store.commit(staged, values)
+            episode.finish()
+            index = self.store.commit(episode.staged, values, background=True)
         except OSError as error:
             raise self._lost(error) from None
         finally:
-            if staged.committed:
-                self._staged = None
+            if episode.staged.committed:
+                self._episode = None
         return index
 
     def discard(self) -> None:
         """Drop the episode being recorded, if there is one."""
-        staged, self._staged = self._staged, None
-        if staged is not None:
-            staged.discard()
+        episode, self._episode = self._episode, None
+        if episode is not None:
+            episode.abandon()
+            episode.staged.discard()
 
     def close(self) -> None:
         """Drop an unfinished episode; close the store if it was opened here."""
@@ -115,10 +135,10 @@ class EpisodeRecorder:
         if self._owned:
             self.store.close()
 
-    def _running(self) -> StagedEpisode:
-        if self._staged is None:
+    def _running(self) -> BufferedEpisode:
+        if self._episode is None:
             raise DataError("no episode is being recorded: call start() first")
-        return self._staged
+        return self._episode
 
     def _check_columns(self, given: Mapping[str, Any]) -> None:
         kinds = self.store.column_types

@@ -211,6 +211,13 @@ class Normalizer(nn.Module):
         offset, gain, _ = self._buffers_of(key)
         return y / gain + offset
 
+    def set_stats(self, key: str, stats: ArrayStats) -> None:
+        """Take other statistics of ``key`` from now on (of observations that come in while a policy learns)."""
+        offset_gain_limit = self._buffers_of(key)
+        for buffer, value in zip(offset_gain_limit, _affine(stats, self._norms[key]), strict=True):
+            buffer.copy_(torch.as_tensor(value, dtype=torch.float32))
+        self._stats[key] = stats
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready statistics and settings (inverse: :meth:`from_dict`)."""
         return {k: {"norm": asdict(self._norms[k]), "stats": self._stats[k].to_dict()} for k in self._slot}

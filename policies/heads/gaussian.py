@@ -107,6 +107,10 @@ class ChunkGaussian:
         slope = 2.0 * (math.log(2.0) - x - F.softplus(-2.0 * x))
         return gaussian_log_prob(x, self.mean, self.std) - slope
 
+    def unsquashed_log_prob(self, x: Tensor) -> Tensor:
+        """Log-density [nats] of ``x [B, H, Da]`` before tanh, elementwise: without ``squash`` that of the action."""
+        return gaussian_log_prob(x, self.mean, self.std)
+
     def entropy(self) -> Tensor:
         """Entropy [nats] ``[B, H, Da]``, elementwise; with ``squash`` that of the Gaussian before tanh."""
         return self.std.log() + 0.5 * math.log(2.0 * math.pi * math.e)

@@ -1,0 +1,68 @@
+"""Likelihoods by name, and which one suits a policy when none is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.policies.base import Head
+from visuomotor.policies.heads.gaussian import GaussianHead
+from visuomotor.policies.likelihoods.base import Likelihood, LikelihoodConfig
+from visuomotor.policies.likelihoods.gaussian import GaussianLikelihood, GaussianLikelihoodConfig
+from visuomotor.policies.policy import Policy
+
+__all__ = ["LIKELIHOODS", "LikelihoodEntry", "default_likelihood", "make_likelihood"]
+
+
+@dataclass(frozen=True)
+class LikelihoodEntry:
+    """Settings class, what builds the likelihood from a policy and them, and the heads that it is for.
+
+    The first entry that accepts a head is what that head gets when none is asked for.
+    """
+
+    config_class: type[LikelihoodConfig]
+    build: Callable[[Policy, Any], Likelihood]
+    heads: tuple[type[Head], ...]
+
+
+LIKELIHOODS: dict[str, LikelihoodEntry] = {
+    "gaussian": LikelihoodEntry(GaussianLikelihoodConfig, GaussianLikelihood, (GaussianHead,)),
+}
+
+
+def default_likelihood(policy: Policy) -> str:
+    """Name of the likelihood that suits ``policy``.
+
+    Raises:
+        ConfigError: its head has none, with the reason.
+    """
+    for name, entry in LIKELIHOODS.items():
+        if isinstance(policy.head, entry.heads):
+            return name
+    raise ConfigError(
+        f"{type(policy.head).__name__} has no likelihood that PPO could use; heads that have one: "
+        f"{', '.join(sorted({h.__name__ for e in LIKELIHOODS.values() for h in e.heads}))}"
+    )
+
+
+def make_likelihood(policy: Policy, config: LikelihoodConfig) -> Likelihood:
+    """The likelihood whose settings ``config`` is, for ``policy``.
+
+    Raises:
+        ConfigError: it is not for the policy's head; the message names the heads it is for, and what this one can use.
+    """
+    for name, entry in LIKELIHOODS.items():
+        if type(config) is not entry.config_class:
+            continue
+        if not isinstance(policy.head, entry.heads):
+            fitting = [n for n, e in LIKELIHOODS.items() if isinstance(policy.head, e.heads)]
+            raise ConfigError(
+                f"likelihood {name} is for {', '.join(h.__name__ for h in entry.heads)}, this policy has a "
+                f"{type(policy.head).__name__}, which can use: {', '.join(fitting) or 'none'}"
+            )
+        return entry.build(policy, config)
+    known = [e.config_class.__name__ for e in LIKELIHOODS.values()]
+    raise ConfigError(f"{type(config).__name__} is not registered. {nearest(type(config).__name__, known)}")

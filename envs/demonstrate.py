@@ -26,6 +26,7 @@ from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, UserError
 from visuomotor.data.spec import ArraySpec
+from visuomotor.data.writers import EpisodeWriter, StagedFiles
 from visuomotor.envs.base import Obs
 from visuomotor.envs.registry import make_env
 from visuomotor.envs.retarget import RetargetExpert, load_demonstrations
@@ -76,10 +77,17 @@ class DemoPlan:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One episode that was tried."""
+    """One episode that was tried. It failed if there is nothing of it.
+
+    Attributes:
+        seed: what decides it.
+        arrays: ``{key: [L, *shape]}``.
+        staged: in place of ``arrays``, where a worker process has them on disk already.
+    """
 
     seed: int
-    arrays: dict[str, np.ndarray] | None  # {key: [L, *shape]}; None: it failed
+    arrays: dict[str, np.ndarray] | None
+    staged: StagedFiles | None = None
 
 
 class Demonstrator:
@@ -231,11 +239,15 @@ def _largest_motion(env: SimVecEnv) -> Tensor:
 
 
 def serve(pipe: Connection) -> None:
-    """Answer with attempts: first comes the plan, then blocks (see :meth:`Demonstrator.run`), until the pipe ends."""
-    demonstrator = Demonstrator(pickle.loads(pipe.recv_bytes()), threads=1)
+    """Answer with attempts: first come the plan and the path of the store, whose parent has it open, then blocks (see
+    :meth:`Demonstrator.run`), until the pipe ends. Episodes go to disk from here.
+    """
+    plan, path = pickle.loads(pipe.recv_bytes())
+    demonstrator, writer = Demonstrator(plan, threads=1), EpisodeWriter(path)
     while True:
         for attempt in demonstrator.run(*pickle.loads(pipe.recv_bytes())):
-            pipe.send_bytes(pickle.dumps(attempt))
+            staged = None if attempt.arrays is None else writer.write(attempt.arrays)
+            pipe.send_bytes(pickle.dumps(Attempt(attempt.seed, None, staged)))
 
 
 def _main() -> None:

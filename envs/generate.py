@@ -28,6 +28,7 @@ import mujoco
 
 from visuomotor.data.errors import ConfigError, DataError, UserError
 from visuomotor.data.store import DemoStore
+from visuomotor.data.writers import add_episode, discard_staged
 from visuomotor.envs.demonstrate import Attempt, Demonstrator, DemoPlan, block_size
 from visuomotor.envs.retarget import digest
 from visuomotor.envs.workers import resolve_workers
@@ -107,13 +108,13 @@ def generate(
             if tally.kept >= episodes:
                 return tally
             blocks = _blocks(first, tally.tried, size)
-            source = _in_processes(plan, blocks, workers) if workers else _here(local, blocks)
+            source = _in_processes(plan, store, blocks, workers) if workers else _here(local, blocks)
             with source as attempts:
                 for attempt in attempts:
-                    tally = Tally(tally.kept + (attempt.arrays is not None), tally.tried + 1)
-                    if attempt.arrays is not None:
-                        columns = {"success": True, "seed": attempt.seed, "task": text}
-                        store.append_episode(attempt.arrays, columns)
+                    episode = attempt.arrays or attempt.staged
+                    tally = Tally(tally.kept + (episode is not None), tally.tried + 1)
+                    if episode is not None:
+                        add_episode(store, episode, {"success": True, "seed": attempt.seed, "task": text})
                     if on_progress is not None:
                         on_progress(tally)
                     if tally.kept == episodes:
@@ -194,17 +195,20 @@ def _here(demonstrator: Demonstrator, blocks: Iterator[tuple[int, int]]) -> Iter
 
 
 @contextmanager
-def _in_processes(plan: DemoPlan, blocks: Iterator[tuple[int, int]], workers: int) -> Iterator[Iterator[Attempt]]:
-    pool = [_Worker(plan) for _ in range(workers)]
+def _in_processes(
+    plan: DemoPlan, store: DemoStore, blocks: Iterator[tuple[int, int]], workers: int
+) -> Iterator[Iterator[Attempt]]:
+    pool = [_Worker(plan, store.path) for _ in range(workers)]
     try:
         yield _in_turn(pool, blocks, block_size(plan))
     finally:
         for worker in pool:
             worker.end()
+        discard_staged(store)
 
 
 def _in_turn(pool: Sequence[_Worker], blocks: Iterator[tuple[int, int]], size: int) -> Iterator[Attempt]:
-    """Attempts in the order of their seeds; the processes take turns, and whoever is ahead waits in its pipe."""
+    """Attempts in the order of their seeds; the processes take turns, and whoever is ahead waits for its next block."""
     due: deque[tuple[_Worker, int]] = deque()
     for worker in cycle([*pool, *pool]):  # each has the next block at hand when it is done with one
         if len(due) == 2 * len(pool):
@@ -218,7 +222,7 @@ def _in_turn(pool: Sequence[_Worker], blocks: Iterator[tuple[int, int]], size: i
 class _Worker:
     """Parent's end of a process that makes attempts."""
 
-    def __init__(self, plan: DemoPlan) -> None:
+    def __init__(self, plan: DemoPlan, store: Path) -> None:
         ours, theirs = socket.socketpair()
         path = os.pathsep.join(p or os.getcwd() for p in sys.path)
         environ = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -226,7 +230,7 @@ class _Worker:
         self.process = subprocess.Popen(command, env=environ, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
         theirs.close()
         self.pipe = Connection(ours.detach())
-        self.send(plan)
+        self.send((plan, store))
 
     def send(self, message: Any) -> None:
         try:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, nearest
-from visuomotor.data.rotations import axis_angle_to_quat, matrix_to_rot6d, quat_to_matrix
+from visuomotor.data.rotations import matrix_to_rot6d
 from visuomotor.data.spec import ArraySpec
-from visuomotor.envs.robots.kinematics import Chain, rotation_error
+from visuomotor.envs.robots.kinematics import Approach, Chain, rotation_error
 from visuomotor.envs.robots.model import RobotModel
 from visuomotor.envs.sim.control import Control
 from visuomotor.envs.sim.selection import Selection
@@ -77,6 +77,9 @@ class Arm(Control):
         self.chain = Chain(m, self.joints.names, prefix + model.tcp, base, device)
         self._base_pos, self._base_mat = _fixed_frame(world, base)
         self._home = torch.tensor(model.home, dtype=torch.float32, device=device)
+        self._reaching = Approach(
+            low=self.joints.low, high=self.joints.high, rest=self._home, rotation_weight=model.rotation_weight
+        )
         self._ctrl = world.sim.field("ctrl")
         self._arm_inputs = torch.tensor([find(m, "actuator", prefix + a) for a in model.actuators], device=device)
         self.target = self._home.repeat(world.sim.num_envs, 1)  # joint targets [N, n]
@@ -156,9 +159,7 @@ class Arm(Control):
         elif mode == "joint_vel":
             target = target + action[:, :n] * self._dt
         else:
-            start = self.chain.jacobian(target)
-            turn = quat_to_matrix(axis_angle_to_quat(action[:, 3:6]))
-            target = self._ik(start[0] + action[:, :3], turn @ start[1], start)
+            target = self.chain.follow(target, action[:, :6], **self._reaching)
         target = torch.clamp(target, self.joints.low, self.joints.high)
         grip = action[:, -1:] if self.model.gripper is not None else self.grip
         self.target.copy_(target if active is None else torch.where(active[:, None], target, self.target))
@@ -180,7 +181,7 @@ class Arm(Control):
             now_pos, now_rot = self.chain.forward(self.target)
             motion = torch.cat([pos - now_pos, rotation_error(rot, now_rot)], 1)
         else:
-            q = self._ik(pos, rot)
+            q = self.chain.solve(self.target, pos, rot, **self._reaching)
             motion = {
                 "joint_pos": lambda: q,
                 "joint_delta": lambda: q - self.target,
@@ -191,12 +192,6 @@ class Arm(Control):
 
     def buffers(self) -> dict[str, Tensor]:
         return {"target": self.target, "grip": self.grip}
-
-    def _ik(self, pos: Tensor, rot: Tensor, start: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
-        weight, low, high = self.model.rotation_weight, self.joints.low, self.joints.high
-        return self.chain.solve(
-            self.target, pos, rot, low=low, high=high, rest=self._home, rotation_weight=weight, start=start
-        )
 
     def _write(self) -> None:
         self._ctrl[:, self._arm_inputs] = self.target.to(self._ctrl.dtype)

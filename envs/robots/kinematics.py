@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import mujoco
 import numpy as np
@@ -13,13 +14,38 @@ from visuomotor.data.errors import ConfigError
 from visuomotor.data.rotations import matrix_to_quat, quat_to_axis_angle
 from visuomotor.envs.sim.world import find
 
-__all__ = ["Chain", "rotation_error"]
+__all__ = ["Approach", "Chain", "rotation_error"]
+
+Words = Any  # float32 array of numpy or torch
 
 
 def rotation_error(target: Tensor, current: Tensor) -> Tensor:
     """Rotation vector ``[..., 3]`` [rad] that takes ``current [..., 3, 3]`` to ``target [..., 3, 3]``."""
     error: Tensor = quat_to_axis_angle(matrix_to_quat(target @ current.transpose(-1, -2)))
     return error
+
+
+class Approach(TypedDict):
+    """Settings of inverse kinematics.
+
+    Attributes:
+        low, high: limits of the joints ``[n]``.
+        rest: where redundant joints drift ``[n]``.
+        rotation_weight: of an error of rotation [1/rad] against one of position [1/m].
+        iterations: steps towards the pose; 2.
+        damping: of the least squares; 0.03.
+        rest_gain: share of the way to ``rest`` in each iteration; 0.05.
+        max_step: of a joint in one iteration [rad or m]; 0.3.
+    """
+
+    low: Tensor
+    high: Tensor
+    rest: Tensor
+    rotation_weight: float
+    iterations: NotRequired[int]
+    damping: NotRequired[float]
+    rest_gain: NotRequired[float]
+    max_step: NotRequired[float]
 
 
 class Chain:
@@ -56,109 +82,162 @@ class Chain:
         self._first = tensor(np.concatenate([steps[0][1].T, steps[0][0][None]]))[..., None]
         factors = tensor([_factors(h, *step) for h, step in zip(hinge, steps[1:], strict=True)])
         self._factors = factors.view(self.n, 3, 4, 3).permute(1, 0, 3, 2)[..., None]  # [A B C, n, 3, 4, 1]
-        self._zero, self._hinge, self._all_hinges = tensor(zero), tensor(hinge)[:, None, None], all(hinge)
+        self._zero, self._hinge, self._all_hinges = tensor(zero)[:, None], tensor(hinge)[:, None, None], all(hinge)
 
+    @np.errstate(all="ignore")
     def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Position ``[N, 3]`` [m] and matrix ``[N, 3, 3]`` of the site for joint positions ``q [N, n]``."""
-        site = self._frames(q)[-1]
-        return site[3].T, site[:3].permute(2, 1, 0)
+        return _pose(self._frames(_words(q.T.contiguous()))[-1])
 
+    @np.errstate(all="ignore")
     def jacobian(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Position, matrix and geometric Jacobian ``[N, 6, n]`` (linear above angular) of the site."""
-        frames = self._frames(q)
-        joints, site = torch.stack(frames[:-1]), frames[-1]
-        axes = joints[:, 2]  # [n, 3, N]
-        linear = torch.linalg.cross(axes, site[3] - joints[:, 3], dim=1)
-        if not self._all_hinges:
-            linear = torch.where(self._hinge > 0, linear, axes)
-            axes = axes * self._hinge
-        return site[3].T, site[:3].permute(2, 1, 0), torch.cat([linear, axes], 1).permute(2, 1, 0)
+        site, jac = self._jacobian(_words(q.T.contiguous()))
+        return *_pose(site), _tensor(jac).permute(2, 1, 0)
 
     def origins(self, q: Tensor) -> Tensor:
         """Where the joints are ``[N, n, 3]`` [m]."""
-        return torch.stack(self._frames(q)[:-1])[:, 3].permute(2, 0, 1)
+        frames = self._frames(_words(q.T.contiguous()))[:-1]
+        return torch.stack([_tensor(frame[3]) for frame in frames]).permute(2, 0, 1)
 
-    def solve(
-        self, q: Tensor, pos: Tensor, rot: Tensor, *, low: Tensor, high: Tensor, rest: Tensor, rotation_weight: float,
-        iterations: int = 2, damping: float = 0.03, rest_gain: float = 0.05, max_step: float = 0.3,
-        start: tuple[Tensor, Tensor, Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
+    @np.errstate(all="ignore")
+    def solve(self, q: Tensor, pos: Tensor, rot: Tensor, **settings: Unpack[Approach]) -> Tensor:
         """Joint positions ``[N, n]`` near ``q`` whose site is at ``pos [N, 3]``, ``rot [N, 3, 3]``.
 
         Damped least squares (Nakamura and Hanafusa 1986; Wampler 1986): ``dq = J^T (J J^T + damping^2 I)^-1 e`` with
-        rotation rows weighted; redundant chains drift towards ``rest [n]`` in the null space. Joints that stand at a
-        limit and would go beyond it are held, and the others make up for them (projected Newton, Bertsekas 1982).
-        Steps are limited to ``max_step`` [rad or m] a joint and iteration, the result to ``low`` and ``high [n]``.
-        Unreachable poses give the nearest compromise.
+        rotation rows weighted; redundant chains drift towards ``rest`` in the null space. Joints that stand at a limit
+        and would go beyond it are held, and the others make up for them (projected Newton, Bertsekas 1982). Steps are
+        limited to ``max_step`` a joint and iteration, the result to ``low`` and ``high``. Unreachable poses give the
+        nearest compromise.
+        """
+        x, goal = _words(q.T.contiguous()), _words(pos.T.contiguous())
+        turned = _words(rot.permute(2, 1, 0).contiguous())
+        return self._approach(x, goal, turned, self._jacobian(x), **settings)
+
+    @np.errstate(all="ignore")
+    def follow(self, q: Tensor, motion: Tensor, **settings: Unpack[Approach]) -> Tensor:
+        """Joint positions ``[N, n]`` near ``q`` that move the site by ``motion [N, 6]`` in the frame of the base.
+
+        As :meth:`solve` does for a pose.
 
         Args:
-            start: :meth:`jacobian` of ``q``, where it is known already.
+            motion: change of the position [m], rotation vector [rad].
         """
-        weight = torch.ones(6, 1, device=q.device)
-        weight[3:] = rotation_weight
-        goal, turned = pos.T, rot.permute(2, 1, 0).contiguous()
-        x, rest = q.T, rest[:, None]  # worlds last from here on: every operation runs over long vectors
-        low, high = low[:, None], high[:, None]
+        x, by = _words(q.T.contiguous()), _words(motion.T.contiguous())
+        start = self._jacobian(x)
+        return self._approach(x, start[0][3] + by[:3], _turned(start[0][:3], by[3:]), start, **settings)
+
+    def _approach(
+        self, x: Words, goal: Words, turned: Words, start: tuple[Words, Words], *, low: Tensor, high: Tensor,
+        rest: Tensor, rotation_weight: float, iterations: int = 2, damping: float = 0.03, rest_gain: float = 0.05,
+        max_step: float = 0.3,
+    ) -> Tensor:  # fmt: skip
+        """From joint positions ``x [n, N]``, whose :meth:`_jacobian` is ``start``, to ``goal [3, N]`` and the columns
+        ``turned [3, 3, N]``: see :meth:`solve`.
+        """
+        xp = np if isinstance(x, np.ndarray) else torch
+        neutral, low, high = (_words(v[:, None]) for v in (rest, low, high))
         for i in range(iterations):
-            p, r, jac = start if i == 0 and start is not None else self.jacobian(x.T)
-            error = torch.cat([goal - p.T, _turn_between(r.permute(2, 1, 0), turned)]) * weight
-            jac = jac.permute(2, 1, 0) * weight
-            pull = rest_gain * (rest - x) if self.n > 6 else None
-            downhill = _sum((jac * error).unbind(1))
+            site, jac = start if i == 0 else self._jacobian(x)
+            error = xp.concatenate([goal - site[3], rotation_weight * _turn_between(site[:3], turned)])
+            jac[:, 3:] *= rotation_weight
+            pull = rest_gain * (neutral - x) if self.n > 6 else None
+            downhill = _sum((jac * error).swapaxes(0, 1))
             held = ((x <= low) & (downhill < 0)) | ((x >= high) & (downhill > 0))
             step = _damped_step(jac * ~held[:, None], error, pull, damping)
-            x = torch.clamp(x + step.clamp(-max_step, max_step), low, high)
-        return x.T
+            x = xp.clip(x + xp.clip(step, -max_step, max_step), low, high)
+        return _tensor(x).T
 
-    def _frames(self, q: Tensor) -> list[Tensor]:
-        """Frames of every joint before it moves (its axis is z) and of the site.
+    def _jacobian(self, q: Words) -> tuple[Words, Words]:
+        """The site's frame ``[4, 3, N]`` and the geometric Jacobian ``[n, 6, N]`` for ``q [n, N]``."""
+        xp = np if isinstance(q, np.ndarray) else torch
+        frames = self._frames(q)
+        joints, site = xp.stack(frames[:-1]), frames[-1]
+        axes = joints[:, 2]  # [n, 3, N]
+        linear = _cross(axes.swapaxes(0, 1), (site[3] - joints[:, 3]).swapaxes(0, 1)).swapaxes(0, 1)
+        if not self._all_hinges:
+            hinge = _words(self._hinge)
+            linear = xp.where(hinge > 0, linear, axes)
+            axes = axes * hinge
+        return site, xp.concatenate([linear, axes], 1)
+
+    def _frames(self, q: Words) -> list[Words]:
+        """Frames of every joint before it moves (its axis is z) and of the site, for ``q [n, N]``.
 
         Each is ``[4, 3, N]``: the columns of its matrix, then its position. Worlds come last, so that every operation
         runs over long vectors: four times as fast on a CPU as worlds first.
         """
-        angle = (q - self._zero).T.contiguous()
-        cos, sin = torch.cos(angle), torch.sin(angle)
-        fixed, by_cos, by_sin = self._factors
-        joints = fixed + by_cos * cos[:, None, None] + by_sin * sin[:, None, None]  # [n, 3, 4, N]
-        frames = [self._first.expand(4, 3, q.shape[0])]
+        xp = np if isinstance(q, np.ndarray) else torch
+        angle = q - _words(self._zero)
+        fixed, by_cos, by_sin = _words(self._factors)
+        joints = by_cos * xp.cos(angle)[:, None, None]  # [n, 3, 4, N]
+        joints += by_sin * xp.sin(angle)[:, None, None]
+        joints += fixed
+        frames = [_words(self._first.expand(4, 3, q.shape[1]))]
         for i in range(self.n):
             last = frames[-1]
             frame = _sum(joints[i, :, :, None] * last[:3, None])
             frame[3] += last[3]
             if not self._all_hinges:
-                frame[3] += last[2] * ((1.0 - self._hinge[i, 0]) * angle[i])
+                frame[3] += last[2] * ((1.0 - _words(self._hinge[i, 0])) * angle[i])
             frames.append(frame)
         return frames
 
 
-def _sum(terms: Tensor | Sequence[Tensor]) -> Tensor:
+def _words(x: Tensor) -> Words:
+    """On the CPU the numpy array of the same memory: for a few hundred worlds its calls cost less than torch's."""
+    return x.numpy() if x.device.type == "cpu" else x
+
+
+def _tensor(x: Words) -> Tensor:
+    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+
+
+def _pose(frame: Words) -> tuple[Tensor, Tensor]:
+    """Position ``[N, 3]`` and matrix ``[N, 3, 3]`` of a frame ``[4, 3, N]``."""
+    columns = _tensor(frame)
+    return columns[3].T, columns[:3].permute(2, 1, 0)
+
+
+def _sum(terms: Words) -> Words:
     """Sum over the first axis, term by term: on a CPU the order in which ``sum`` adds depends on the number of worlds,
     and episodes are to be the same in any number.
     """
-    total = terms[0]
-    for x in terms[1:]:
-        total = total + x
+    total = terms[0] + terms[1]
+    for x in terms[2:]:
+        total += x
     return total
 
 
-def _damped_step(jac: Tensor, error: Tensor, pull: Tensor | None, damping: float) -> Tensor:
+def _cross(a: Words, b: Words) -> Words:
+    """Cross product of vectors ``[3, ...]`` along the first axis."""
+    xp = np if isinstance(a, np.ndarray) else torch
+    return xp.stack([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
+
+
+def _damped_step(jac: Words, error: Words, pull: Words | None, damping: float) -> Words:
     """Step ``[n, N]`` for ``jac [n, 6, N]``, ``error [6, N]`` and a wish ``pull [n, N]`` for the null space."""
-    square = _sum(jac[:, :, None] * jac[:, None]) + damping**2 * torch.eye(6, device=jac.device)[..., None]
+    square = jac[0, :, None] * jac[0]
+    for row in jac[1:]:
+        square += row[:, None] * row
+    for i in range(6):
+        square[i, i] += damping**2
     if pull is not None:  # J^+ e + (1 - J^+ J) pull = J^+ (e - J pull) + pull
         error = error - _sum(jac * pull[:, None])
-    step = _sum((jac * _solve(square, error)).unbind(1))
+    step = _sum((jac * _solve(square, error)).swapaxes(0, 1))
     return step if pull is None else step + pull
 
 
-def _solve(square: Tensor, right: Tensor) -> Tensor:
+def _solve(square: Words, right: Words) -> Words:
     """Solution ``[6, N]`` of ``square [6, 6, N] y = right [6, N]`` by elimination: twice as fast as LAPACK a world.
 
     Without pivots: the matrices are positive definite by their damping.
     """
-    rows = torch.cat([square, right[:, None]], 1)
+    xp = np if isinstance(square, np.ndarray) else torch
+    rows = xp.concatenate([square, right[:, None]], 1)
     for k in range(right.shape[0]):
         pivot = rows[k, 1:] / rows[k, :1]
-        rows = torch.addcmul(rows[:, 1:], rows[:, :1], pivot, value=-1.0)
+        rows = rows[:, 1:] - rows[:, :1] * pivot
         rows[k] = pivot
     return rows[:, 0]
 
@@ -172,16 +251,29 @@ def _factors(hinge: bool, offset: np.ndarray, turn: np.ndarray) -> np.ndarray:
     return np.concatenate([z @ after, (np.eye(3) - z) @ after, skew @ after], 1).T
 
 
-def _turn_between(current: Tensor, target: Tensor) -> Tensor:
+def _turned(columns: Words, by: Words) -> Words:
+    """Columns ``[3, 3, N]`` of a matrix turned by rotation vectors ``by [3, N]`` [rad] (Rodrigues)."""
+    xp = np if isinstance(by, np.ndarray) else torch
+    angle = xp.sqrt(_sum(by * by))
+    axis = by / xp.clip(angle, 1e-12, None)
+    axes = axis[:, None] + xp.zeros_like(columns)  # [3, columns, N]
+    vectors = columns.swapaxes(0, 1)
+    cos, along = xp.cos(angle), _sum(axes * vectors)
+    turned = cos * vectors + xp.sin(angle) * _cross(axes, vectors) + axes * ((1.0 - cos) * along)
+    return turned.swapaxes(0, 1)
+
+
+def _turn_between(current: Words, target: Words) -> Words:
     """Rotation vector ``[3, N]`` from the columns ``[3, 3, N]`` of two matrices, in few operations.
 
     Within 1e-3 rad of half a turn its axis is noise; :func:`rotation_error` is accurate everywhere.
     """
-    axis = _sum(torch.linalg.cross(current, target, dim=1))  # 2 sin(angle) times the axis
-    sine = _sum(axis * axis).sqrt().clamp(min=1e-12)
-    cosine = _sum((current * target).flatten(0, 1)) - 1.0  # 2 cos(angle)
+    xp = np if isinstance(current, np.ndarray) else torch
+    axis = _sum(_cross(current.swapaxes(0, 1), target.swapaxes(0, 1)).swapaxes(0, 1))  # 2 sin(angle) times the axis
+    sine = xp.clip(xp.sqrt(_sum(axis * axis)), 1e-12, None)
+    cosine = _sum(_sum(current * target)) - 1.0  # 2 cos(angle)
     # not atan2, whose last bits depend on the number of worlds on a CPU
-    return axis * (2.0 * torch.atan(sine / (cosine + (sine * sine + cosine * cosine).sqrt())) / sine)
+    return axis * (2.0 * xp.arctan(sine / (cosine + xp.sqrt(sine * sine + cosine * cosine))) / sine)
 
 
 def _walk(m: mujoco.MjModel, joints: list[int], site: int, base: int) -> list[tuple[np.ndarray, np.ndarray]]:

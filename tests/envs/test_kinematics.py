@@ -16,7 +16,8 @@ from torch import Tensor
 
 from visuomotor.data.errors import ConfigError
 from visuomotor.data.rotations import axis_angle_to_quat, quat_to_matrix
-from visuomotor.envs.robots.kinematics import Chain, _turn_between, rotation_error
+from visuomotor.envs.robots import kinematics
+from visuomotor.envs.robots.kinematics import Approach, Chain, _turn_between, rotation_error
 from visuomotor.envs.robots.model import RobotModel
 from visuomotor.envs.robots.registry import get_robot
 
@@ -145,6 +146,26 @@ def test_five_joints_follow_in_position_and_turn_as_far_as_they_can() -> None:
     assert float(rotation_error(yaw @ rot, chain.forward(easy)[1]).norm()) < 0.02
     assert float((chain.forward(hard)[0] - pos).norm()) < 0.003
     assert 0.2 < float(rotation_error(tilt @ rot, chain.forward(hard)[1]).norm()) <= 0.51
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_following_a_motion_is_solving_for_the_moved_pose(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With numpy (CPU) as with torch (other devices), and to the last bit in any number of worlds."""
+    robot, _, chain, low, high = chain_of(name)
+    rng = torch.Generator().manual_seed(2)
+    home = torch.tensor(robot.home)
+    q = torch.clamp(home + 0.2 * torch.randn(13, chain.n, generator=rng), low, high)
+    motion = torch.randn(13, 6, generator=rng) * torch.tensor([0.03] * 3 + [0.1] * 3)
+    motion[0] = 0.0
+    settings = Approach(low=low, high=high, rest=home, rotation_weight=robot.rotation_weight)
+    pos, rot = chain.forward(q)
+    turned = quat_to_matrix(axis_angle_to_quat(motion[:, 3:])) @ rot
+    followed = chain.follow(q, motion, **settings)
+    torch.testing.assert_close(followed, chain.solve(q, pos + motion[:, :3], turned, **settings), atol=1e-5, rtol=0)
+    assert torch.equal(chain.follow(q[4:7], motion[4:7], **settings), followed[4:7])
+    monkeypatch.setattr(kinematics, "_words", lambda x: x)
+    torch.testing.assert_close(chain.follow(q, motion, **settings), followed, atol=2e-5, rtol=0)
+    torch.testing.assert_close(chain.jacobian(q)[0], pos, atol=1e-6, rtol=0)
 
 
 def test_rotation_errors_agree_and_are_exact_at_half_a_turn() -> None:

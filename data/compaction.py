@@ -17,7 +17,7 @@ from visuomotor.data.durable import DurableStore, remove_tree
 from visuomotor.data.journal import JournalEntry
 from visuomotor.data.reader import StoreReader
 
-__all__ = ["Compaction"]
+__all__ = ["Compaction", "write_ends"]
 
 
 class Compaction:
@@ -94,7 +94,7 @@ class Compaction:
             column.resize((len(self.ends),))
             column[self._first :] = values[self._first :]
         self._files.flush_directories()
-        _write_ends(self._ends_array, self.ends, self._first)
+        write_ends(self._ends_array, self.ends, self._first)
         self._files.flush_directories()
         _consolidate_again(self._root, self._files)
 
@@ -130,7 +130,7 @@ def _consolidate_again(path: Path, files: DurableStore) -> None:
             zarr.consolidate_metadata(files)
 
 
-def _write_ends(array: zarr.Array, ends: np.ndarray, first: int) -> None:
+def write_ends(array: zarr.Array, ends: np.ndarray, first: int) -> None:
     rows = chunk_rows(array)
     array.resize((len(ends),))
     while first < len(ends):  # chunk by chunk in order, so that what is unwritten after a kill is always the end

@@ -26,6 +26,7 @@ from visuomotor.data.spec import ArraySpec
 __all__ = [
     "ENDS",
     "FORMAT_VERSION",
+    "IMAGE_LEVEL",
     "Root",
     "check_fps",
     "create_layout",
@@ -44,6 +45,7 @@ _EXPECTED = (
 )
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _SHARDED_ROW_BYTES = 4096  # steps larger than this (images, clouds) are sharded
+IMAGE_LEVEL = 1  # fast also where sensor noise leaves nothing to find
 _CHUNK_BYTES, _SHARD_BYTES, _LOW_DIM_CHUNK_BYTES = 4 << 20, 64 << 20, 1 << 20
 
 
@@ -251,9 +253,9 @@ def check_fps(fps: Any) -> float:
 
 def create_layout(
     path: Path, specs: Mapping[str, ArraySpec], fps: float | None, columns: Mapping[str, str],
-    origin: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None, image_level: int = IMAGE_LEVEL,
 ) -> None:  # fmt: skip
-    """Write an empty store into the new folder ``path``."""
+    """Write an empty store into the new folder ``path``; ``image_level`` is Zstandard's for camera pictures."""
     _check_declared(specs, columns)
     files = DurableStore(path)
     # plain types only: one value that JSON refuses would poison the attributes of the group object
@@ -267,7 +269,7 @@ def create_layout(
     group = zarr.create_group(files, zarr_format=3, attributes={ATTRIBUTE: attrs})
     data, meta = group.create_group("data"), group.create_group("meta")
     for key, spec in specs.items():
-        _create_rows(data, key, spec)
+        _create_rows(data, key, spec, image_level)
     flat: Any = {"name": "default", "separator": "."}  # one folder per array, so that flushing it is one call
     meta.create_array(
         ENDS,
@@ -303,24 +305,30 @@ def _check_declared(specs: Mapping[str, ArraySpec], columns: Mapping[str, str]) 
             )
 
 
-def _create_rows(group: zarr.Group, key: str, spec: ArraySpec) -> None:
+def _create_rows(group: zarr.Group, key: str, spec: ArraySpec, image_level: int) -> None:
     dtype = np.dtype(spec.dtype)
     row_bytes = spec.size * dtype.itemsize
-    shuffle: Any = "noshuffle" if dtype.itemsize == 1 else "shuffle"
     encoding: Any = {"name": "default", "separator": "."}
-    shards, level = None, 3
-    if row_bytes >= _SHARDED_ROW_BYTES:
-        level = 1  # of camera pictures 13 % larger than level 3, written in half the time
+    sharded = row_bytes >= _SHARDED_ROW_BYTES
+    codec: Any
+    if sharded and dtype.itemsize == 1:
+        # Not within Blosc, which compresses blocks smaller than a picture, each by itself: what a picture shares with
+        # the one before is then stored again.
+        codec = ZstdCodec(level=image_level)
+    else:
+        shuffle: Any = "noshuffle" if dtype.itemsize == 1 else "shuffle"
+        codec = BloscCodec(cname="zstd", clevel=1 if sharded else 3, shuffle=shuffle)
+    if sharded:
         rows = min(64, max(16, _CHUNK_BYTES // row_bytes))
         shards = (rows * min(256 // rows, max(1, _SHARD_BYTES // (rows * row_bytes))), *spec.shape)
     else:
-        rows = min(16384, max(64, _LOW_DIM_CHUNK_BYTES // row_bytes))
+        rows, shards = min(16384, max(64, _LOW_DIM_CHUNK_BYTES // row_bytes)), None
     group.create_array(
         key,
         shape=(0, *spec.shape),
         chunks=(rows, *spec.shape),
         shards=shards,
         dtype=spec.dtype,
-        compressors=[BloscCodec(cname="zstd", clevel=level, shuffle=shuffle), Crc32cCodec()],
+        compressors=[codec, Crc32cCodec()],
         chunk_key_encoding=encoding,
     )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from visuomotor.data.bulk import COMMIT_SECONDS, BulkError, BulkWriter
 from visuomotor.data.errors import DataError, UserError
 from visuomotor.data.importing.resume import ID_COLUMN, open_or_create
 from visuomotor.data.importing.selection import Selection
 from visuomotor.data.importing.source import Source, SourceEpisode
 from visuomotor.data.memory import free_ram
 from visuomotor.data.spec import ArraySpec
-from visuomotor.data.store import DemoStore
 from visuomotor.data.validate import Finding
 
 __all__ = ["ImportReport", "Selection", "import_demos"]
@@ -37,6 +37,7 @@ class ImportReport:
 def import_demos(
     source: Source, path: str | Path, *, selection: Selection | None = None, options: Mapping[str, Any] | None = None,
     workers: int = 2, skip_damaged: bool = True, on_progress: Callable[[int, int], None] | None = None,
+    commit_seconds: float = COMMIT_SECONDS,
 ) -> ImportReport:  # fmt: skip
     """Write a source into the store ``path``, which is made, or gone on with if an import of the same was stopped.
 
@@ -45,9 +46,10 @@ def import_demos(
         path: the store.
         selection: which arrays and episodes.
         options: what the source was opened with, kept with the store.
-        workers: threads that decode, fewer where the memory would not suffice.
+        workers: threads that decode and compress, fewer where the memory would not suffice.
         skip_damaged: leave out episodes that cannot be read, and report them; else stop there.
         on_progress: called with (episodes done, episodes in all).
+        commit_seconds: the least time between commits [s]: what a kill may cost.
 
     Raises:
         DataError: nothing to import; a store of something else at ``path``; an episode larger than the memory; or a
@@ -65,24 +67,36 @@ def import_demos(
     with open_or_create(Path(path).expanduser(), source, specs, names, selection.rate(source), options or {}) as store:
         done = set(store.episode_columns[ID_COLUMN].tolist())
         todo = [i for i in wanted if source.episodes[i].id not in done]
-        with closing(_decoded(source, todo, workers)) as decoded:
+        with (
+            _pool(workers) as pool,
+            BulkWriter(store, pool, commit_seconds=commit_seconds) as writer,
+            closing(_decoded(source, todo, pool, workers)) as decoded,
+        ):
             for k, (index, result) in enumerate(decoded, start=len(wanted) - len(todo) + 1):
                 name = source.episodes[index].id
                 try:
-                    report.findings += _append(store, names, name, result)
+                    report.findings += _append(writer, names, name, result)
                     report.added += 1
+                except BulkError:
+                    raise
                 except DataError as error:
                     if not skip_damaged:
                         raise DataError(f"episode {name}: {error}") from error.__cause__
                     report.skipped[name] = str(error)
+                del result  # its arrays are in the writer
                 if on_progress is not None:
                     on_progress(k, len(wanted))
         report.episodes, report.steps = store.n_episodes, store.n_steps
     return report
 
 
+def _pool(workers: int) -> AbstractContextManager[ThreadPoolExecutor | None]:
+    """Threads that decode and compress; none for a single worker, which does it in turn and so takes least memory."""
+    return nullcontext() if workers <= 1 else ThreadPoolExecutor(workers, thread_name_prefix="import")
+
+
 def _append(
-    store: DemoStore, names: Mapping[str, str], name: str, result: Callable[[], SourceEpisode]
+    writer: BulkWriter, names: Mapping[str, str], name: str, result: Callable[[], SourceEpisode]
 ) -> tuple[Finding, ...]:
     """Write one episode; what its reader raises, whatever it is, becomes one DataError."""
     try:
@@ -95,7 +109,7 @@ def _append(
         raise DataError("reading it takes more memory than there is") from None
     except Exception as error:  # decoders of other packages raise types of their own for damaged files
         raise DataError(f"it cannot be read: {type(error).__name__}: {error}") from error
-    store.append_episode(arrays, {**columns, ID_COLUMN: name})
+    writer.append(arrays, {**columns, ID_COLUMN: name})
     return episode.findings
 
 
@@ -122,17 +136,16 @@ def _affordable(source: Source, specs: Mapping[str, ArraySpec], wanted: Sequence
 
 
 def _decoded(
-    source: Source, todo: Sequence[int], workers: int
+    source: Source, todo: Sequence[int], pool: ThreadPoolExecutor | None, workers: int
 ) -> Generator[tuple[int, Callable[[], SourceEpisode]], None, None]:
-    """Episodes in order, decoded a little ahead so that memory holds ``workers + 1`` of them at most."""
-    if workers <= 1:
+    """Episodes in order, decoded a little ahead so that ``workers + 1`` of them at most wait to be written."""
+    if pool is None:
         for i in todo:
             yield i, lambda i=i: source.read(i)  # type: ignore[misc]
         return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="import")
+    ahead: list[tuple[int, Future[SourceEpisode]]] = []
+    rest = list(reversed(todo))
     try:
-        ahead: list[tuple[int, Future[SourceEpisode]]] = []
-        rest = list(reversed(todo))
         while ahead or rest:
             while rest and len(ahead) <= workers:
                 i = rest.pop()
@@ -141,4 +154,5 @@ def _decoded(
             yield index, future.result
             del future  # its arrays are in the store
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # also when stopped by Ctrl-C: nothing goes on behind
+        for _, future in ahead:  # stopped by Ctrl-C: nothing more is decoded
+            future.cancel()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from visuomotor.data.errors import ConfigError, nearest
@@ -20,12 +20,14 @@ __all__ = ["LIKELIHOODS", "LikelihoodEntry", "default_likelihood", "make_likelih
 class LikelihoodEntry:
     """Settings class, what builds the likelihood from a policy and them, and the heads that it is for.
 
-    The first entry that accepts a head is what that head gets when none is asked for.
+    The first entry that accepts a head is what that head gets when none is asked for. ``ppo`` are settings of
+    :class:`~visuomotor.policies.ppo.config.PPOConfig` that suit it, for whoever composes a run: below the user's own.
     """
 
     config_class: type[LikelihoodConfig]
     build: Callable[[Policy, Any], Likelihood]
     heads: tuple[type[Head], ...]
+    ppo: Mapping[str, Any] = field(default_factory=dict)
 
 
 LIKELIHOODS: dict[str, LikelihoodEntry] = {

@@ -15,11 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.policies.base import NetFn
 from visuomotor.policies.draws import Draws
 from visuomotor.policies.heads.gaussian import gaussian_log_prob
 from visuomotor.policies.policy import Policy
 
-__all__ = ["MASKS", "ChainLikelihood", "Evaluation", "Likelihood", "LikelihoodConfig", "Record", "Transition"]
+__all__ = [
+    "MASKS",
+    "ChainLikelihood",
+    "Evaluation",
+    "Likelihood",
+    "LikelihoodConfig",
+    "Record",
+    "Transition",
+    "bounded_normal",
+    "gaussian_entropy",
+]
 
 MASKS = ("exact", "executed")
 Transition = Callable[[Tensor], tuple[Tensor, Tensor]]  # x [B, H, Da] -> mean and std of the next x, [B, H, Da]
@@ -97,8 +108,8 @@ class Likelihood(nn.Module, ABC):
     def evaluate(self, obs: Mapping[str, Tensor], record: Record) -> Evaluation:
         """The record under the weights of now; ``log_ratio`` is 0 with the weights that made it."""
 
-    def mask(self, executed: Tensor) -> Tensor:
-        """Which of ``[B, M, H]`` count, given the positions that were ``executed [B, H]`` (bool)."""
+    def mask(self, executed: Tensor, record: Record) -> Tensor:
+        """Which of ``[B, M, H]`` of ``record`` count, given the positions that were ``executed [B, H]`` (bool)."""
         whole = executed[:, None].expand(-1, self.n_terms, -1)
         if self.config.mask == "executed":
             return whole
@@ -130,34 +141,43 @@ class ChainLikelihood(Likelihood):
     """
 
     @abstractmethod
-    def begin(self, obs: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-        """``x_0 [B, H, Da]`` from standard normal ``noise [B, H, Da]``, without gradients."""
+    def begin(self, net: NetFn, draws: Draws) -> Tensor:
+        """``x_0 [B, H, Da]`` for the observations that ``net`` has seen, without gradients."""
 
     @abstractmethod
-    def transitions(self, obs: Mapping[str, Tensor]) -> Sequence[Transition]:
-        """The ``M`` steps; the observations are encoded once for all of them."""
+    def transitions(self, net: NetFn) -> Sequence[Transition]:
+        """The ``M`` steps for the observations that ``net`` has seen."""
 
     @torch.no_grad()
     def rollout(self, obs: Mapping[str, Tensor], draws: Draws) -> Record:
-        shape = (len(next(iter(obs.values()))), *self.policy.noise_shape[1:])
-        chain, densities = [self.begin(obs, draws.normal(shape))], []
-        for step in self.transitions(obs):
+        net = self.policy.net(obs)
+        chain, densities = [self.begin(net, draws)], []
+        for step in self.transitions(net):
             mean, std = step(chain[-1])
-            x = mean + std * draws.normal(shape).clamp(-_NOISE_BOUND, _NOISE_BOUND)
+            x = mean + std * bounded_normal(draws, tuple(mean.shape))
             densities.append(gaussian_log_prob(x, mean, std).sum(-1))
             chain.append(x)
         return Record(chain[-1], {"chain": torch.stack(chain, 1), "log_prob": torch.stack(densities, 1)})
 
     def evaluate(self, obs: Mapping[str, Tensor], record: Record) -> Evaluation:
         chain, means, stds = record.aux["chain"].unbind(1), [], []
-        for x, step in zip(chain[:-1], self.transitions(obs), strict=True):
+        for x, step in zip(chain[:-1], self.transitions(self.policy.net(obs)), strict=True):
             mean, std = step(x)
             means.append(mean)
             stds.append(std.expand_as(mean))
         mean, std = torch.stack(means, 1), torch.stack(stds, 1)
         log_prob = gaussian_log_prob(torch.stack(chain[1:], 1), mean, std).sum(-1)
-        entropy = std.log().sum(-1) + 0.5 * std.shape[-1] * _LOG_2_PI_E
-        return Evaluation(log_prob - record.aux["log_prob"], entropy, mean, std)
+        return Evaluation(log_prob - record.aux["log_prob"], gaussian_entropy(std), mean, std)
+
+
+def gaussian_entropy(std: Tensor) -> Tensor:
+    """Entropy [nats] of Gaussians with ``std [..., Da]``, summed over the components: ``[...]``."""
+    return std.log().sum(-1) + 0.5 * std.shape[-1] * _LOG_2_PI_E
+
+
+def bounded_normal(draws: Draws, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal of ``shape``, cut off at three standard deviations as in DPPO and ReinFlow."""
+    return draws.normal(shape).clamp(-_NOISE_BOUND, _NOISE_BOUND)
 
 
 _LOG_2_PI_E = 2.8378770664093453  # log(2 pi e): twice the entropy of a standard normal

@@ -134,7 +134,7 @@ class Learner:
         flat = {k: _finite(v.flatten(0, 1)) for k, v in r.obs.items()}
         aux = {k: _finite(v.flatten(0, 1)) for k, v in r.record.aux.items()}
         record = Record(_finite(r.record.chunk.flatten(0, 1)), aux)
-        mask = self._likelihood.mask(r.executed.flatten(0, 1))
+        mask = self._likelihood.mask(r.executed.flatten(0, 1), record)
         return _Samples(
             flat, record, mask, advantage.flatten(), target.flatten(), r.value.flatten(), valid.flatten()
         )  # fmt: skip

@@ -24,10 +24,13 @@ from visuomotor.envs.registry import get_task, task_names
 
 __all__ = [
     "Composed",
+    "apply_words",
+    "check_keys",
     "compose_train",
     "groups",
     "known_keys",
     "parse_plain",
+    "parse_words",
     "restore_train",
     "task_settings",
     "to_typed",
@@ -66,16 +69,16 @@ def compose_train(words: Sequence[str]) -> Composed:
     Raises:
         ConfigError: an unknown setting or choice, a value of the wrong type, or settings that contradict each other.
     """
-    overrides = _parse([_shorthand(w) for w in words])
+    overrides = parse_words([_shorthand(w) for w in words])
     chosen = [o for o in overrides if o.key_or_group in groups()]
     for o in chosen:
         if str(o.value()) not in groups()[o.key_or_group]:
             known = groups()[o.key_or_group]
             raise ConfigError(f"unknown {o.key_or_group} {o.value()!r}. {nearest(str(o.value()), known)}")
     base = _compose([str(o.input_line) for o in chosen])
-    _check_keys([o for o in overrides if o not in chosen], known_keys(base))
+    check_keys([o for o in overrides if o not in chosen], known_keys(base))
     tasks = [str(o.value()) for o in chosen if o.key_or_group == "task"]
-    return _finish(_apply(base, [o for o in overrides if o not in chosen]), tasks[-1] if tasks else "none")
+    return _finish(apply_words(base, [o for o in overrides if o not in chosen]), tasks[-1] if tasks else "none")
 
 
 def restore_train(plain: Mapping[str, Any], words: Sequence[str] = ()) -> Composed:
@@ -88,17 +91,17 @@ def restore_train(plain: Mapping[str, Any], words: Sequence[str] = ()) -> Compos
         raise ConfigError(
             f"the checkpoint was saved with settings that this version does not know: {_first_line(e)}"
         ) from None
-    overrides = _parse([_shorthand(w) for w in words])
-    _check_keys(overrides, known_keys(cfg))
-    return _finish(_apply(cfg, overrides), plain["choices"]["task"])
+    overrides = parse_words([_shorthand(w) for w in words])
+    check_keys(overrides, known_keys(cfg))
+    return _finish(apply_words(cfg, overrides), plain["choices"]["task"])
 
 
 def parse_plain(schema: type[T], words: Sequence[str]) -> T:
     """Settings of a command without groups, by the same grammar: ``key=value ...`` onto the dataclass ``schema``."""
     cfg = OmegaConf.structured(schema)
-    overrides = _parse(words)
-    _check_keys(overrides, known_keys(cfg))
-    return to_typed(_apply(cfg, overrides), schema)
+    overrides = parse_words(words)
+    check_keys(overrides, known_keys(cfg))
+    return to_typed(apply_words(cfg, overrides), schema)
 
 
 def task_settings(task: str, settings: Mapping[str, Any]) -> Any:
@@ -156,7 +159,12 @@ def _shorthand(word: str) -> str:
     return f"data.path={word[5:]}" if word.startswith("data=") else word
 
 
-def _parse(words: Sequence[str]) -> list[Override]:
+def parse_words(words: Sequence[str]) -> list[Override]:
+    """Words ``key=value`` by Hydra's grammar.
+
+    Raises:
+        ConfigError: a word that cannot be read, deletes something or names several values.
+    """
     out = []
     for word in words:
         if "=" not in word:
@@ -183,7 +191,8 @@ def _literal(word: str) -> str:
     return f"{key}='{quoted}'"
 
 
-def _check_keys(overrides: Sequence[Override], known: Mapping[str, bool]) -> None:
+def check_keys(overrides: Sequence[Override], known: Mapping[str, bool]) -> None:
+    """Refuse a key that is not among ``known`` (see :func:`known_keys`), with the nearest ones."""
     for o in overrides:
         key = o.key_or_group
         parents = [key.rsplit(".", n)[0] for n in range(1, key.count(".") + 1)]
@@ -199,7 +208,7 @@ def _compose(lines: Sequence[str]) -> DictConfig:
         return compose("train", overrides=list(lines))
 
 
-def _apply(cfg: DictConfig, overrides: Sequence[Override]) -> DictConfig:
+def apply_words(cfg: DictConfig, overrides: Sequence[Override]) -> DictConfig:
     """``cfg`` with the values. Merging, unlike Hydra's own assignment, types what goes into a plain dict."""
     cfg = copy.deepcopy(cfg)
     OmegaConf.set_struct(cfg, False)  # which new keys are allowed was checked before; Hydra would allow none

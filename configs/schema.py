@@ -25,7 +25,7 @@ from visuomotor.policies.learn.imitation import TrainingConfig
 from visuomotor.policies.learn.optim import EMAConfig, OptimConfig
 from visuomotor.policies.policy import LossConfig
 
-__all__ = ["ActionSettings", "DataConfig", "EvalConfig", "RolloutConfig", "TrainConfig", "register"]
+__all__ = ["ActionSettings", "DataConfig", "EvalConfig", "RolloutConfig", "TrainConfig", "check_device", "register"]
 
 _DEVICES = ("auto", "cpu", "cuda")
 
@@ -137,7 +137,7 @@ class TrainConfig:
     resume: str | None = None
 
     def __post_init__(self) -> None:
-        _check_device(self.device)
+        check_device(self.device)
         clip, modes = getattr(self.policy, "clip", None), {self.action.norm.mode, *self.action.norm.dims}
         if clip is not None and modes != {"minmax"}:
             raise ConfigError(
@@ -216,7 +216,7 @@ class EvalConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        _check_device(self.device)
+        check_device(self.device)
         _check_guidance(self.guidance_scale)
         if self.weights not in ("ema", "raw"):
             raise ConfigError(f"unknown weights {self.weights!r}. {nearest(self.weights, ('ema', 'raw'))}")
@@ -253,7 +253,8 @@ def _check_guidance(scale: float) -> None:
         raise ConfigError(f"guidance_scale={scale}: expected 0 (ignore the goal), 1 (plain) or more")
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that there is none of, with the nearest name."""
     if device not in _DEVICES:
         raise ConfigError(f"unknown device {device!r}. {nearest(device, _DEVICES)}")
 

@@ -35,17 +35,17 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
 }
 
 
-def default_likelihood(policy: Policy) -> str:
-    """Name of the likelihood that suits ``policy``.
+def default_likelihood(head: type[Head]) -> str:
+    """Name of the likelihood that suits policies with a ``head``.
 
     Raises:
-        ConfigError: its head has none, with the reason.
+        ConfigError: it has none, with the reason.
     """
     for name, entry in LIKELIHOODS.items():
-        if isinstance(policy.head, entry.heads):
+        if issubclass(head, entry.heads):
             return name
     raise ConfigError(
-        f"{type(policy.head).__name__} has no likelihood that PPO could use; heads that have one: "
+        f"{head.__name__} has no likelihood that PPO could use; heads that have one: "
         f"{', '.join(sorted({h.__name__ for e in LIKELIHOODS.values() for h in e.heads}))}"
     )
 

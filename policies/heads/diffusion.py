@@ -12,6 +12,7 @@ from torch import Tensor
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.policies.base import ChunkSizes, HeadConfig, NetFn
 from visuomotor.policies.draws import Draws
+from visuomotor.policies.heads.matching import MatchingHead
 from visuomotor.policies.heads.schedule import SOLVERS, alphas_cumprod, solver_steps
 from visuomotor.policies.iterative import Guide, IterativeHead, Level, WarmStart
 
@@ -69,7 +70,7 @@ class DiffusionConfig(HeadConfig):
             raise ConfigError(f"head diffusion: eta={self.eta} must be >= 0 and clip={self.clip} positive or null")
 
 
-class DiffusionHead(IterativeHead):
+class DiffusionHead(MatchingHead, IterativeHead):
     """Trains on a random noise level of ``K``; samples by linear solver steps from tensors (see ``schedule``)."""
 
     time_scale = 1.0  # t is a step number, 0..K-1
@@ -112,16 +113,16 @@ class DiffusionHead(IterativeHead):
         )
         self._levels = [Level(float(t), float(self.alpha[t]), float(self.sigma[t])) for t in found.t.tolist()]
 
-    def loss(self, net: NetFn, action: Tensor, draws: Draws) -> Tensor:
-        b = action.shape[0]
-        t = draws.integers(0, self.config.train_steps, (b,))
-        noise = draws.normal(tuple(action.shape))
-        alpha, sigma = self.alpha[t].view(b, 1, 1), self.sigma[t].view(b, 1, 1)
+    def draw_times(self, n: int, draws: Draws) -> Tensor:
+        return draws.integers(0, self.config.train_steps, (n,))
+
+    def loss_at(self, net: NetFn, action: Tensor, time: Tensor, noise: Tensor) -> Tensor:
+        alpha, sigma = self.alpha[time].view(-1, 1, 1), self.sigma[time].view(-1, 1, 1)
         noisy = alpha * action + sigma * noise
         target = {"epsilon": noise, "sample": action}.get(self.config.prediction)
         if target is None:
             target = alpha * noise - sigma * action  # v (Salimans and Ho 2022)
-        return (net(noisy, t) - target).square().mean(-1)
+        return (net(noisy, time) - target).square().mean(-1)
 
     def noise_count(self) -> int:
         return 1 + sum(s != 0.0 for *_, s in self._coefficients)

@@ -15,6 +15,7 @@ from torch import Tensor
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.policies.base import ChunkSizes, HeadConfig, NetFn
 from visuomotor.policies.draws import Draws
+from visuomotor.policies.heads.matching import MatchingHead
 from visuomotor.policies.heads.ode import OdeHead, SolverStep, check_solver, solver_step
 from visuomotor.policies.heads.times import stratified_uniform
 from visuomotor.policies.iterative import Level
@@ -85,7 +86,7 @@ class EDMConfig(HeadConfig):
                 )
 
 
-class EDMHead(OdeHead):
+class EDMHead(MatchingHead, OdeHead):
     """Trains at a random noise level; samples by Runge-Kutta steps in sigma on the grid of EDM's eq. 5."""
 
     time_scale = 40.0  # c_noise = ln(sigma) / 4 spans 2 to 3
@@ -112,15 +113,16 @@ class EDMHead(OdeHead):
         grid = [*_karras(c.sigma_min, c.sigma_max, c.rho, c.sample_steps), 0.0]
         self._plan([self._churned(a, b) for a, b in pairwise(grid)])
 
-    def loss(self, net: NetFn, action: Tensor, draws: Draws) -> Tensor:
-        b = action.shape[0]
-        log_sigma = self._training_levels(b, draws)
-        sigma = log_sigma.exp().view(b, 1, 1)
-        noisy = action + sigma * draws.normal(tuple(action.shape))
+    def draw_times(self, n: int, draws: Draws) -> Tensor:
+        return self._training_levels(n, draws) / 4.0
+
+    def loss_at(self, net: NetFn, action: Tensor, time: Tensor, noise: Tensor) -> Tensor:
+        sigma = (4.0 * time).exp().view(-1, 1, 1)
+        noisy = action + sigma * noise
         c_skip, c_out, c_in = self._preconditioning(sigma)
         # The squared error of F is that of the clean estimate with EDM's weight 1 / c_out^2 (its table 1).
         target = (action - c_skip * noisy) / c_out
-        return (net(c_in * noisy, log_sigma / 4.0) - target).square().mean(-1)
+        return (net(c_in * noisy, time) - target).square().mean(-1)
 
     def clean_estimate(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
         c_skip, c_out, _ = self._preconditioning(level.sigma)

@@ -13,9 +13,10 @@ from torch import Tensor
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.policies.base import ChunkSizes, HeadConfig, NetFn
 from visuomotor.policies.draws import Draws
+from visuomotor.policies.heads.matching import MatchingHead
 from visuomotor.policies.heads.ode import OdeHead, check_solver, solver_step
 from visuomotor.policies.heads.times import TimeConfig, sample_times
-from visuomotor.policies.iterative import Guide, Level, WarmStart
+from visuomotor.policies.iterative import Level, WarmStart
 
 __all__ = ["FlowConfig", "FlowHead"]
 
@@ -60,7 +61,7 @@ class FlowConfig(HeadConfig):
             raise ConfigError(f"head flow: clip={self.clip} must be positive or null")
 
 
-class FlowHead(OdeHead):
+class FlowHead(MatchingHead, OdeHead):
     """Trains at a random time; samples by Runge-Kutta steps on an even grid from t = 1 to 0."""
 
     time_scale = 100.0  # sinusoids over [0, 1] like those of diffusion over 0..100
@@ -78,26 +79,31 @@ class FlowHead(OdeHead):
         n = c.sample_steps
         self._plan([solver_step(c.solver, (n - i) / n, (n - i - 1) / n) for i in range(n)])
 
-    def loss(self, net: NetFn, action: Tensor, draws: Draws) -> Tensor:
-        c, b = self.config, action.shape[0]
-        time = sample_times(c.time, b, draws)
-        noise = draws.normal(tuple(action.shape))
-        t = time.view(b, 1, 1)
+    def draw_times(self, n: int, draws: Draws) -> Tensor:
+        return sample_times(self.config.time, n, draws)
+
+    def loss_at(self, net: NetFn, action: Tensor, time: Tensor, noise: Tensor) -> Tensor:
+        c, t = self.config, time.view(-1, 1, 1)
         target = action if c.prediction == "sample" else noise - action
         error = net((1.0 - t) * action + t * noise, time) - target
         if c.loss_on != c.prediction:  # an error of the velocity is 1 / t times that of the clean chunk
             error = t * error if c.loss_on == "sample" else error / t.clamp_min(_MIN_T)
         return error.square().mean(-1)
 
-    def sample(
-        self, net: NetFn, noise: Tensor, *, guide: Guide | None = None, start: WarmStart | None = None
-    ) -> Tensor:
+    def begin(self, noise: Tensor, start: WarmStart | None = None) -> tuple[int, Tensor]:
         if self.config.start == "zeros" and start is None:
             noise = torch.zeros_like(noise)
-        return super().sample(net, noise, guide=guide, start=start)
+        return super().begin(noise, start)
 
     def clean_estimate(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
-        clean = output if self.config.prediction == "sample" else x - level.t * output
+        return self._clean(output, x, level.t)
+
+    def estimate_at(self, net: NetFn, x: Tensor, t: Tensor) -> Tensor:
+        """The clean chunk behind ``x [B, H, Da]``, where every row is at a time ``t [B]`` of its own."""
+        return self._clean(net(x, t), x, t.view(-1, 1, 1))
+
+    def _clean(self, output: Tensor, x: Tensor, t: float | Tensor) -> Tensor:
+        clean = output if self.config.prediction == "sample" else x - t * output
         return clean if self.config.clip is None else clean.clamp(-self.config.clip, self.config.clip)
 
     def _level(self, s: float) -> Level:

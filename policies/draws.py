@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = ["Draws", "mix_seed"]
 
 _MASK = (1 << 64) - 1
+_HELD = 0x68656C64  # part of the key of streams that are held
 
 
 def mix_seed(*parts: int) -> int:
@@ -34,11 +35,21 @@ class Draws:
         self.rank, self.world_size = rank, world_size
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device)
+        self.key = key
         self.reseed(*key)
 
     def reseed(self, *key: int) -> None:
         """Start the stream named by ``key`` (seed, step, …)."""
+        self.key = key
         self.generator.manual_seed(mix_seed(*key))
+
+    def held(self, n: int) -> Draws:
+        """A stream that is the same for ``n`` successive values of the last part of the key, and apart from this one.
+
+        With a key that ends in the number of a decision: what is drawn once and held for ``n`` decisions.
+        """
+        *first, last = self.key
+        return Draws(*first, last // n, _HELD, device=self.device, rank=self.rank, world_size=self.world_size)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal of ``shape``; the first axis is the rank's share of the batch."""

@@ -18,7 +18,7 @@ from visuomotor.data.importing.run import import_demos
 
 def run(source: str, store: str, workers: int) -> None:
     demos = open_source(source)
-    import_demos(demos, store, workers=workers)
+    import_demos(demos, store, workers=workers, commit_seconds=0.0)
     demos.close()
 
 

@@ -1,0 +1,127 @@
+"""Chunk files of a Zarr 3 array filled in order, compressed by several threads.
+
+zarr writes a file once all its rows are in one array, and copies them several times. Here inner chunks are compressed
+as soon as their rows are there, straight from the arrays that hold them, and the file is put together of the results.
+
+Formats: Zarr core specification 3; sharding codec 1.0: chunks end to end, then ``(offset, bytes)`` of each, with
+the checksum of that table (zarr-specs.readthedocs.io).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import google_crc32c
+import numcodecs
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+from visuomotor.data.errors import DataError
+
+__all__ = ["ChunkFiles", "Submit", "Write"]
+
+Submit = Callable[..., "Future[bytes]"]
+Write = Callable[[str, "list[Future[bytes]]"], None]  # name of the file, and its parts in order
+_ABSENT = 2**64 - 1
+_SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")
+
+
+class ChunkFiles:
+    """Rows of one array in, chunk files out.
+
+    Args:
+        name: of the array within its store.
+        array: as :func:`~visuomotor.data.layout.create_layout` makes it: chunks along the first axis only.
+        first: row that begins the chunk file which is written next.
+        submit: runs a function in another thread.
+        write: takes each file.
+
+    Raises:
+        DataError: the array is compressed in a way that this writer does not know.
+    """
+
+    def __init__(self, name: str, array: zarr.Array, first: int, submit: Submit, write: Write) -> None:
+        self._name, self._array, self._submit, self._write = name, array, submit, write
+        self._rows = int(array.chunks[0])
+        self._per_file = int(array.shards[0]) // self._rows if array.shards else 1
+        self._file = first // (self._rows * self._per_file)
+        self._codecs = _codecs(name, array)
+        self._done: list[Future[bytes]] = []  # chunks of the file that is being filled
+        self._rest = np.empty((0, *array.shape[1:]), array.dtype)  # a chunk, zeros from row _n on
+        self._n = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take rows ``[n, *shape]``, which must not change from now on: full chunks are compressed, full files written.
+
+        Rows that do not fill a chunk are copied: a view would keep a whole episode in memory.
+        """
+        while len(rows):
+            if not self._n and len(rows) >= self._rows:
+                chunk, rows = rows[: self._rows], rows[self._rows :]
+            else:
+                if not self._n:
+                    self._rest = np.zeros((self._rows, *rows.shape[1:]), rows.dtype)
+                taken = min(self._rows - self._n, len(rows))
+                self._rest[self._n : self._n + taken] = rows[:taken]
+                self._n, rows = self._n + taken, rows[taken:]
+                if self._n < self._rows:
+                    return
+                chunk, self._n = self._rest, 0
+            self._done.append(self._submit(self._encode, chunk))
+            if len(self._done) == self._per_file:
+                self._write(self._key, self._done)
+                self._done, self._file = [], self._file + 1
+
+    def flush(self) -> None:
+        """Write the last file as far as it goes; add nothing before that is done. It is written again later."""
+        done = [*self._done, self._submit(self._encode, self._rest)] if self._n else list(self._done)
+        if done:
+            self._write(self._key, done)
+
+    def assemble(self, chunks: Sequence[bytes]) -> bytes:
+        """The content of a file."""
+        if not self._array.shards:
+            return chunks[0]
+        index = np.full((self._per_file, 2), _ABSENT, "<u8")
+        sizes = [len(c) for c in chunks]
+        index[: len(chunks), 0], index[: len(chunks), 1] = np.cumsum([0, *sizes[:-1]]), sizes
+        return b"".join([*chunks, _Checksum().encode(index.tobytes())])
+
+    @property
+    def _key(self) -> str:
+        place = (self._file, *(0 for _ in self._array.shape[1:]))
+        return f"{self._name}/{self._array.metadata.encode_chunk_key(place)}"
+
+    def _encode(self, chunk: np.ndarray) -> bytes:
+        data: Any = np.ascontiguousarray(chunk)
+        for codec in self._codecs:
+            data = codec.encode(data)
+        result: bytes = data
+        return result
+
+
+class _Checksum:
+    """zarr's codec ``crc32c``."""
+
+    def encode(self, data: bytes) -> bytes:
+        return data + int(google_crc32c.value(data)).to_bytes(4, "little")
+
+
+def _codecs(name: str, array: zarr.Array) -> list[Any]:
+    """The array's compressors as numcodecs has them, which zarr itself calls."""
+    found: list[Any] = []
+    for codec in array.compressors:
+        match codec:
+            case ZstdCodec():
+                found.append(numcodecs.Zstd(level=codec.level, checksum=codec.checksum))
+            case BloscCodec():
+                shuffle = _SHUFFLES.index(codec.shuffle.value)
+                found.append(numcodecs.Blosc(codec.cname.value, codec.clevel, shuffle, codec.blocksize, codec.typesize))
+            case Crc32cCodec():
+                found.append(_Checksum())
+            case _:
+                raise DataError(f"{name} is compressed by {type(codec).__name__}, which this version does not write")
+    return found

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from visuomotor.data.errors import ConfigError
 from visuomotor.policies.draws import Draws
-from visuomotor.policies.heads.gaussian import GaussianHead
+from visuomotor.policies.heads.gaussian import ChunkGaussian, GaussianHead
 from visuomotor.policies.likelihoods.base import Evaluation, Likelihood, LikelihoodConfig, Record
 from visuomotor.policies.policy import Policy
 
@@ -19,7 +19,19 @@ __all__ = ["GaussianLikelihood", "GaussianLikelihoodConfig"]
 
 @dataclass(kw_only=True, slots=True)
 class GaussianLikelihoodConfig(LikelihoodConfig):
-    """Nothing besides: spread and squashing are settings of the head."""
+    """Squashing is a setting of the head; so is the spread, but one learnt from demonstrations may be too narrow.
+
+    Attributes:
+        std_floor: least standard deviation when exploring, in normalised units; 0 leaves that of the policy. Imitation
+            makes it as small as the demonstrations are precise, and then the slightest change is a large divergence.
+    """
+
+    std_floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        LikelihoodConfig.__post_init__(self)
+        if self.std_floor < 0:
+            raise ConfigError(f"likelihood.std_floor={self.std_floor}: expected 0 or more")
 
 
 class GaussianLikelihood(Likelihood):
@@ -35,17 +47,21 @@ class GaussianLikelihood(Likelihood):
         if not isinstance(policy.head, GaussianHead):
             raise ConfigError(f"likelihood gaussian: the policy's head is a {type(policy.head).__name__}")
         super().__init__(policy, config)
-        self._head = policy.head
+        self._head, self._floor = policy.head, config.std_floor
+
+    def _distribution(self, obs: Mapping[str, Tensor]) -> ChunkGaussian:
+        found = self._head.distribution(self.policy.net(obs))
+        return replace(found, std=found.std.clamp_min(self._floor)) if self._floor else found
 
     @torch.no_grad()
     def rollout(self, obs: Mapping[str, Tensor], draws: Draws) -> Record:
-        found = self._head.distribution(self.policy.net(obs))
+        found = self._distribution(obs)
         x = found.mean + found.std * draws.normal(tuple(found.mean.shape))
         log_prob = found.unsquashed_log_prob(x).sum(-1)[:, None]
         return Record(x.tanh() if found.squash else x, {"x": x, "log_prob": log_prob})
 
     def evaluate(self, obs: Mapping[str, Tensor], record: Record) -> Evaluation:
-        found = self._head.distribution(self.policy.net(obs))
+        found = self._distribution(obs)
         log_prob = found.unsquashed_log_prob(record.aux["x"]).sum(-1)[:, None]
         mean, std = found.mean[:, None], found.std[:, None].expand_as(found.mean[:, None])
         return Evaluation(log_prob - record.aux["log_prob"], found.entropy().sum(-1)[:, None], mean, std)

@@ -81,8 +81,8 @@ class IterativeHead(Head):
             ConfigError: a warm start with more steps than the solver has, or fewer than 1.
         """
 
-    def _begin(self, noise: Tensor, start: WarmStart | None) -> tuple[int, Tensor]:
-        """Index of the first evaluation, and the noisy chunk ``[B, H, Da]`` that it sees."""
+    def begin(self, noise: Tensor, start: WarmStart | None = None) -> tuple[int, Tensor]:
+        """Index of the first evaluation, and the noisy chunk ``[B, H, Da]`` that it sees, from ``noise [B, H, Da]``."""
         n = len(self.levels)
         if start is None:
             return 0, self.levels[0].sigma * noise if self.starts_at_sigma else noise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from visuomotor.policies.heads.matching import MatchingHead
 from visuomotor.policies.heads.schedule import SOLVERS, alphas_cumprod, solver_steps
 from visuomotor.policies.iterative import Guide, IterativeHead, Level, WarmStart
 
-__all__ = ["PREDICTIONS", "DiffusionConfig", "DiffusionHead"]
+__all__ = ["PREDICTIONS", "DenoisingStep", "DiffusionConfig", "DiffusionHead"]
 
 PREDICTIONS = ("epsilon", "sample", "v")
 _SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear")
@@ -70,6 +71,16 @@ class DiffusionConfig(HeadConfig):
             raise ConfigError(f"head diffusion: eta={self.eta} must be >= 0 and clip={self.clip} positive or null")
 
 
+class DenoisingStep(NamedTuple):
+    """``x_next = a x + b clean + c clean_before + s z``: Python floats, so that no step gathers or synchronises."""
+
+    level: Level
+    a: float
+    b: float
+    c: float
+    s: float
+
+
 class DiffusionHead(MatchingHead, IterativeHead):
     """Trains on a random noise level of ``K``; samples by linear solver steps from tensors (see ``schedule``)."""
 
@@ -88,30 +99,40 @@ class DiffusionHead(MatchingHead, IterativeHead):
 
     @property
     def levels(self) -> Sequence[Level]:
-        return self._levels
+        return [step.level for step in self._steps]
 
-    def set_solver(self, solver: str | None = None, steps: int | None = None) -> None:
+    @property
+    def times(self) -> Tensor:
+        """``t [S]`` of the :attr:`levels`, on the CPU."""
+        return self._t
+
+    def set_solver(self, solver: str | None = None, steps: int | None = None, eta: float | None = None) -> None:
+        """As for every head; ``eta`` is DDIM's, which another choice of solver puts to 0 unless it is given."""
         c = self.config
+        kept = c.eta if solver in (None, c.solver) else 0.0
         self.config = c = replace(
             c,
             solver=c.solver if solver is None else solver,
             sample_steps=c.sample_steps if steps is None else steps,
-            eta=c.eta if solver in (None, c.solver) else 0.0,
+            eta=kept if eta is None else eta,
         )
+        self._steps = self.steps()
+        self._t = torch.tensor([int(step.level.t) for step in self._steps])
+
+    def steps(self, eta: float | None = None) -> list[DenoisingStep]:
+        """The steps of the solver, or those that it would take with another ``eta``: at the same times."""
+        c = self.config
         found = solver_steps(
             c.solver,
             c.sample_steps,
             train_steps=c.train_steps,
             beta_schedule=c.beta_schedule,
             spacing=c.spacing,
-            eta=c.eta,
+            eta=c.eta if eta is None else eta,
         )
-        self._t = found.t
-        # Python floats: a scalar times a tensor needs no gather and no host synchronisation.
-        self._coefficients = list(
-            zip(found.a.tolist(), found.b.tolist(), found.c.tolist(), found.s.tolist(), strict=True)
-        )
-        self._levels = [Level(float(t), float(self.alpha[t]), float(self.sigma[t])) for t in found.t.tolist()]
+        levels = [Level(float(t), float(self.alpha[t]), float(self.sigma[t])) for t in found.t.tolist()]
+        weights = (v.tolist() for v in (found.a, found.b, found.c, found.s))
+        return [DenoisingStep(*row) for row in zip(levels, *weights, strict=True)]
 
     def draw_times(self, n: int, draws: Draws) -> Tensor:
         return draws.integers(0, self.config.train_steps, (n,))
@@ -125,15 +146,15 @@ class DiffusionHead(MatchingHead, IterativeHead):
         return (net(noisy, time) - target).square().mean(-1)
 
     def noise_count(self) -> int:
-        return 1 + sum(s != 0.0 for *_, s in self._coefficients)
+        return 1 + sum(step.s != 0.0 for step in self._steps)
 
     def sample(
         self, net: NetFn, noise: Tensor, *, guide: Guide | None = None, start: WarmStart | None = None
     ) -> Tensor:
-        first, x = self._begin(noise[:, 0], start)
+        first, x = self.begin(noise[:, 0], start)
         used, previous = 1, torch.zeros_like(x)
-        steps = zip(net.at(self._t[first:]), self._coefficients[first:], self._levels[first:], strict=True)
-        for i, (net_at_t, (a, b, c, s), level) in enumerate(steps):
+        steps = zip(net.at(self._t[first:]), self._steps[first:], strict=True)
+        for i, (net_at_t, (level, a, b, c, s)) in enumerate(steps):
             estimate = partial(self.estimate, net_at_t, level)
             clean = estimate(x) if guide is None else guide(estimate, x, level)
             if i == 0 and c != 0.0:  # a multi-step solver that begins here has no previous estimate yet

@@ -126,13 +126,23 @@ class OdeHead(IterativeHead):
         """Every evaluation of the network, the stages within a step included."""
         return self._levels
 
+    @property
+    def steps(self) -> Sequence[SolverStep]:
+        """The steps of the solver; their evaluations in a row are the :attr:`levels`."""
+        return self._steps
+
+    @property
+    def times(self) -> Tensor:
+        """``t [S]`` of the :attr:`levels`, on the CPU."""
+        return self._times
+
     def noise_count(self) -> int:
         return 1 + sum(step.noise != 0.0 for step in self._steps[1:])
 
     def sample(
         self, net: NetFn, noise: Tensor, *, guide: Guide | None = None, start: WarmStart | None = None
     ) -> Tensor:
-        first, x = self._begin(noise[:, 0], start)
+        first, x = self.begin(noise[:, 0], start)
         evaluations = zip(net.at(self._times[first:]), self._levels[first:], strict=True)
         used = 1
         for i, step in enumerate(self._steps[self._entries.index(first) :]):
@@ -143,12 +153,12 @@ class OdeHead(IterativeHead):
             x = advance(step, x, [partial(self._evaluate, net_at_t, level, guide) for net_at_t, level in now])
         return x
 
-    def _begin(self, noise: Tensor, start: WarmStart | None) -> tuple[int, Tensor]:
+    def begin(self, noise: Tensor, start: WarmStart | None = None) -> tuple[int, Tensor]:
         """A warm start in the midst of a step makes the whole step."""
         n = len(self._levels)
         if start is not None and 1 <= start.steps <= n:
             start = start._replace(steps=n - max(e for e in self._entries if e <= n - start.steps))
-        return super()._begin(noise, start)
+        return super().begin(noise, start)
 
     def _evaluate(self, net_at_t: Callable[[Tensor], Tensor], level: Level, guide: Guide | None, x: Tensor) -> Tensor:
         estimate = partial(self.estimate, net_at_t, level)

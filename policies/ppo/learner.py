@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -12,36 +12,21 @@ from torch import Tensor, nn
 
 from visuomotor.policies.draws import Draws
 from visuomotor.policies.learn.optim import clip_gradients
-from visuomotor.policies.likelihoods.base import Likelihood, Record
+from visuomotor.policies.likelihoods.base import Evaluation, Likelihood
 from visuomotor.policies.ppo.config import PPOConfig
 from visuomotor.policies.ppo.critic import Critic
 from visuomotor.policies.ppo.objective import approximate_kl, reduce_log_ratio, surrogate, value_loss
+from visuomotor.policies.ppo.processes import Processes
 from visuomotor.policies.ppo.regularisers import Regulariser
-from visuomotor.policies.ppo.returns import generalized_advantage
 from visuomotor.policies.ppo.rollout import Rollout
+from visuomotor.policies.ppo.samples import Samples, explained_variance, make_samples, normalized
+from visuomotor.policies.ppo.tally import Tally
+from visuomotor.policies.ppo.trust_region import TrustRegion, divergence
 
 __all__ = ["Learner"]
 
 _LR_RANGE = (1e-6, 1e-2)  # of the adaptive schedule
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """The decisions of a rollout, ``S = T * N`` of them in a row."""
-
-    obs: dict[str, Tensor]
-    record: Record
-    mask: Tensor  # [S, M, H]
-    advantage: Tensor  # [S]
-    target: Tensor  # [S]
-    value: Tensor  # [S]
-    valid: Tensor  # [S] float, 0 where something was not finite
-
-    def rows(self, index: Tensor) -> _Samples:
-        return _Samples(
-            {k: v[index] for k, v in self.obs.items()}, self.record.rows(index), self.mask[index],
-            self.advantage[index], self.target[index], self.value[index], self.valid[index],
-        )  # fmt: skip
+_FIX_PASSES, _HALVINGS = 10, 20  # of the trust region: after so many it is forced
 
 
 class Learner:
@@ -63,14 +48,15 @@ class Learner:
         accelerator: Accelerator,
     ) -> None:  # fmt: skip
         self._likelihood, self._critic, self._config = likelihood, critic, config
-        self._regularisers, self._accelerator = list(regularisers), accelerator
+        self._regularisers, self._processes = list(regularisers), Processes(accelerator)
         self.actor_optimizer = _adam(likelihood, config.lr)
         self.critic_optimizer = _adam(critic, config.critic_lr)
         self.lr = config.lr  # of the policy; the adaptive schedule changes it
+        params = self.actor_optimizer.param_groups[0]["params"]
+        self._region = TrustRegion(config.trust_region, params, self._processes) if config.trust_region else None
         terms = likelihood.n_terms if config.level == "step" else 1
-        device = accelerator.device
-        order = torch.arange(terms, dtype=torch.float32, device=device)
-        share = order / max(1, terms - 1) if terms > 1 else torch.ones(1, device=device)
+        order = torch.arange(terms, dtype=torch.float32, device=accelerator.device)
+        share = order / (terms - 1) if terms > 1 else torch.ones_like(order)
         rise = torch.expm1(3.0 * share) / math.expm1(3.0)  # DPPO's schedule, rate 3
         self._clip = config.clip * (config.clip_first + (1.0 - config.clip_first) * rise)  # [M']
         self._weight = config.noise_discount ** (terms - 1 - order)  # [M']
@@ -83,28 +69,37 @@ class Learner:
         c = self._config
         samples = self._samples(rollout)
         train_actor = key[-1] >= c.critic_warmup
+        for regulariser in self._regularisers:
+            regulariser.begin(key[-1], share_done)
         if c.schedule == "cosine":
             self.lr = 0.5 * c.lr * (1.0 + math.cos(math.pi * share_done))
-        tally = _Tally()
-        epochs_done = 0
+        before = self._begin_region(samples) if train_actor else None
+        tally, epochs_done, kl_sum, terms = Tally(), 0, 0.0, 0.0
         for epoch in range(c.epochs):
-            kl_before = tally.total("kl"), tally.total("terms")
             for i, index in enumerate(self._minibatches(rollout.value.shape, draws, *key, epoch)):
-                first = epoch == 0 and i == 0
-                self._step(samples.rows(index), draws, tally, train_actor=train_actor, first=first)
+                s = samples.rows(index)
+                count = self._processes.sum(s.valid.sum()).clamp_min(1.0)
+                self._critic_step(s, count, tally)
+                if train_actor:
+                    old = None if before is None else tuple(x[index] for x in before)
+                    self._policy_step(s, count, old, draws, tally, first=epoch == 0 and i == 0)
             epochs_done += 1
-            kl = (tally.total("kl") - kl_before[0]) / max(1.0, tally.total("terms") - kl_before[1])
-            if train_actor and self._after_epoch(kl):
+            sums = tally.sums(self._processes)
+            if train_actor and self._after_epoch((sums["kl"] - kl_sum) / max(1.0, sums["terms"] - terms)):
                 break
-        return {**tally.means(), **_explained(samples), "lr": self.lr, "epochs": float(epochs_done)}
+            kl_sum, terms = sums.get("kl", 0.0), sums.get("terms", 0.0)
+        fixed = self._fix_up(samples, before, draws, *key) if before is not None else {}
+        return {**self._report(tally, samples), **fixed, "lr": self.lr, "epochs": float(epochs_done)}
 
     def state(self) -> dict[str, Tensor]:
-        """Moments of both optimisers and the learning rate, for going on bit for bit."""
+        """Moments of both optimisers, learning rate and what terms hold on to, for going on bit for bit."""
         out = {"lr": torch.tensor(self.lr, dtype=torch.float64)}
         for name, optimizer in (("actor", self.actor_optimizer), ("critic", self.critic_optimizer)):
             for i, p in enumerate(optimizer.param_groups[0]["params"]):
                 out |= {f"{name}/{i}/{k}": v for k, v in optimizer.state[p].items()}
-        return out
+        for regulariser in self._regularisers:
+            out |= {f"{regulariser.name}/{k}": v for k, v in regulariser.state().items()}
+        return out | ({} if self._region is None else self._region.state())
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of :meth:`state`."""
@@ -115,84 +110,83 @@ class Learner:
                 mine = {k.removeprefix(prefix): v.clone() for k, v in state.items() if k.startswith(prefix)}
                 if mine:
                     optimizer.state[p] = mine
+        for regulariser in self._regularisers:
+            prefix = f"{regulariser.name}/"
+            regulariser.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        if self._region is not None:
+            self._region.load_state(state)
 
-    def _samples(self, r: Rollout) -> _Samples:
-        c = self._config
-        advantage = generalized_advantage(
-            r.reward, r.discount, r.value, r.next_value, r.terminated, r.truncated, c.lam
-        )  # fmt: skip
-        valid = r.valid & torch.isfinite(advantage)
-        for seen in r.obs.values():
-            if seen.is_floating_point():
-                valid &= torch.isfinite(seen).flatten(2).all(-1)
-        valid = valid.float()
-        advantage = advantage.nan_to_num(0.0, 0.0, 0.0)
-        target = advantage + r.value.nan_to_num(0.0, 0.0, 0.0)
-        if c.normalize_advantage == "batch":
-            advantage = self._normalized(advantage, valid)
-        # What is not finite counts for nothing, but 0 times NaN is NaN in the gradient of every weight.
-        flat = {k: _finite(v.flatten(0, 1)) for k, v in r.obs.items()}
-        aux = {k: _finite(v.flatten(0, 1)) for k, v in r.record.aux.items()}
-        record = Record(_finite(r.record.chunk.flatten(0, 1)), aux)
-        mask = self._likelihood.mask(r.executed.flatten(0, 1), record)
-        return _Samples(
-            flat, record, mask, advantage.flatten(), target.flatten(), r.value.flatten(), valid.flatten()
-        )  # fmt: skip
+    def _samples(self, rollout: Rollout) -> Samples:
+        samples = make_samples(rollout, self._likelihood.mask, self._config.lam)
+        if self._config.normalize_advantage != "batch":
+            return samples
+        return replace(samples, advantage=normalized(samples.advantage, samples.valid, self._processes))
 
     def _minibatches(self, shape: tuple[int, ...], draws: Draws, *key: int) -> Iterator[Tensor]:
         """Rows of this process in each minibatch of one permutation over the decisions of all processes."""
         draws.reseed(*key)
         (t, n), world = shape, draws.world_size
         order = torch.randperm(t * n * world, generator=draws.generator, device=draws.device)
-        for part in order.chunk(self._config.minibatches):  # numbered by time, then by world over all processes
+        for part in order.tensor_split(self._config.minibatches):  # numbered by time, then by world over all processes
             time, which = part // (n * world), part % (n * world)
             yield part if world == 1 else (time * n + which % n)[which // n == draws.rank]
 
-    def _step(self, s: _Samples, draws: Draws, tally: _Tally, *, train_actor: bool, first: bool) -> None:
-        """One optimiser step of the critic and, unless it is warming up, of the policy."""
-        count = self._sum(s.valid.sum()).clamp_min(1.0)
+    def _critic_step(self, s: Samples, count: Tensor, tally: Tally) -> None:
         value = self._critic(s.obs)
-        critic_loss = (value_loss(value, s.value, s.target, self._config.value_clip) * s.valid).sum() / count
-        critic_loss.backward()
-        tally.add("critic_grad_norm", self._apply(self.critic_optimizer, self._config.critic_grad_clip))
-        tally.add("value_loss", critic_loss.detach())
-        if train_actor:
-            self._policy_step(s, count, draws, tally, first=first)
+        loss = (value_loss(value, s.value, s.target, self._config.value_clip) * s.valid).sum() / count
+        loss.backward()
+        norm = self._apply(self.critic_optimizer, self._config.critic_grad_clip)
+        tally.mean("critic_grad_norm", norm)
+        tally.add({"value_loss": loss.detach() * count, "valid": s.valid.sum()})
 
-    def _policy_step(self, s: _Samples, count: Tensor, draws: Draws, tally: _Tally, *, first: bool) -> None:
-        c, da = self._config, s.record.chunk.shape[-1]
-        obs = {k: v for k, v in s.obs.items() if k in self._likelihood.policy.spec.obs}
-        found = self._likelihood.evaluate(obs, s.record)
-        log_ratio = reduce_log_ratio(found.log_ratio, s.mask, da, reduce=c.reduce, level=c.level)  # [b, M']
-        finite = torch.isfinite(log_ratio)
+    def _policy_step(
+        self, s: Samples, count: Tensor, old: tuple[Tensor, ...] | None, draws: Draws, tally: Tally, *, first: bool
+    ) -> None:
+        """One optimiser step of the policy. ``old`` are mean and standard deviation of before the update."""
+        c = self._config
+        found = self._evaluate(s)
+        log_ratio = reduce_log_ratio(
+            found.log_ratio, s.mask, s.record.chunk.shape[-1], reduce=c.reduce, level=c.level
+        )  # fmt: skip
+        finite = torch.isfinite(log_ratio)  # [b, M']
         weight = finite * s.valid[:, None]
         log_ratio = torch.where(finite, log_ratio, 0.0)
-        advantage = s.advantage
-        if c.normalize_advantage == "minibatch":
-            advantage = self._normalized(advantage, s.valid)
+        local = c.normalize_advantage == "minibatch"
+        advantage = normalized(s.advantage, s.valid, self._processes) if local else s.advantage
         terms = surrogate(log_ratio, advantage[:, None] * self._weight, self._clip, kind=c.surrogate)
-        loss = (terms.loss * weight).mean(1).sum() / count
-        if c.entropy and found.entropy is not None:
-            entropy = (found.entropy * s.mask).sum((1, 2)) / (s.mask.sum((1, 2)) * da).clamp_min(1)
-            tally.add("entropy", (entropy.detach() * s.valid).sum() / count)
-            loss = loss - c.entropy * (entropy * s.valid).sum() / count
+        loss = (terms.loss * weight).mean(1).sum() / count + self._further(s, found, count, draws, tally)
+        if self._region is not None and old is not None:
+            loss = loss + self._region.penalty(divergence(found, *_pair(old), s.mask), s.valid, count)
+        loss.backward()
+        tally.mean("policy_grad_norm", self._apply(self.actor_optimizer, c.grad_clip))
+        with torch.no_grad():
+            kl, ratio_error = approximate_kl(log_ratio), (terms.ratio - 1.0).abs()
+            tally.add({
+                "policy_loss": loss.detach() * count, "kl": (kl * weight).sum(), "terms": weight.sum(),
+                "clipped": (terms.clipped * weight).sum(), "lost_ratios": (~finite).sum(),
+            })  # fmt: skip
+            if first:
+                here = (ratio_error * weight).flatten()
+                tally.mean("first_ratio_error", self._processes.largest(torch.cat([here, here.new_zeros(1)]).amax()))
+
+    def _further(self, s: Samples, found: Evaluation, count: Tensor, draws: Draws, tally: Tally) -> Tensor:
+        """Terms of the policy's loss besides the surrogate."""
+        loss = torch.zeros((), device=s.value.device)
+        if found.entropy is not None:
+            components = (s.mask.sum((1, 2)) * s.record.chunk.shape[-1]).clamp_min(1)
+            entropy = torch.where(s.mask, found.entropy, 0.0).sum((1, 2)) / components * s.valid
+            tally.add({"entropy": entropy.detach().sum()})
+            loss = loss - self._config.entropy * entropy.sum() / count if self._config.entropy else loss
         if found.penalty is not None:
             loss = loss + (found.penalty * s.valid).sum() / count
         for regulariser in self._regularisers:
-            term = regulariser(self._likelihood, obs, s.record, found, draws) / self._accelerator.num_processes
-            tally.add(regulariser.name, term.detach())
+            term = regulariser(self._likelihood, s.obs, s.record, found, draws) / self._processes.count
+            tally.add({f"hold_{regulariser.name}": term.detach() * count})
             loss = loss + term
-        loss.backward()
-        tally.add("policy_grad_norm", self._apply(self.actor_optimizer, c.grad_clip))
-        with torch.no_grad():
-            tally.add("policy_loss", loss.detach())
-            total = self._sum(weight.sum())
-            tally.add("kl", self._sum((approximate_kl(log_ratio) * weight).sum()), mean=False)
-            tally.add("clipped", self._sum((terms.clipped * weight).sum()), mean=False)
-            tally.add("terms", total, mean=False)
-            tally.add("lost", (1.0 - weight).sum(), mean=False)
-            if first:
-                tally.add("first_ratio_error", ((terms.ratio - 1.0).abs() * weight).max())
+        return loss
+
+    def _evaluate(self, s: Samples) -> Evaluation:
+        return self._likelihood.evaluate({k: s.obs[k] for k in self._likelihood.policy.spec.obs}, s.record)
 
     def _after_epoch(self, kl: float) -> bool:
         """Adapt the rate; whether to end the update."""
@@ -202,11 +196,51 @@ class Learner:
             self.lr = min(max(self.lr * factor, _LR_RANGE[0]), _LR_RANGE[1])
         return c.target_kl is not None and kl > c.target_kl
 
+    def _begin_region(self, samples: Samples) -> tuple[Tensor, ...] | None:
+        """Mean and standard deviation ``[S, M, H, Da]`` of the policy of now where it has such; None without region."""
+        if self._region is None:
+            return None
+        self._region.begin()
+        parts = []
+        with torch.no_grad():
+            for index in torch.arange(len(samples.valid), device=samples.valid.device).tensor_split(self._n_parts):
+                found = self._evaluate(samples.rows(index))
+                parts.append(() if found.mean is None or found.std is None else (found.mean, found.std))
+        return tuple(torch.cat(x) for x in zip(*parts, strict=True))
+
+    @property
+    def _n_parts(self) -> int:
+        return self._config.minibatches
+
+    def _fix_up(self, samples: Samples, before: tuple[Tensor, ...], draws: Draws, *key: int) -> dict[str, float]:
+        """Steps on the divergence alone until every decision is within the bound; how many it took."""
+        assert self._region is not None
+        steps, share, passes = 0, 0.0, 0
+        while True:
+            largest = 0.0
+            for index in torch.arange(len(samples.valid), device=samples.valid.device).tensor_split(self._n_parts):
+                s, old = samples.rows(index), tuple(x[index] for x in before)
+                with torch.set_grad_enabled(passes < _FIX_PASSES):
+                    kl = divergence(self._evaluate(s), *_pair(old), s.mask)
+                here = float(self._region.largest(kl, s.valid))
+                largest = max(largest, here)
+                if not here <= self._region.bound and passes < _FIX_PASSES:
+                    (self._region.weight * (kl * s.valid).sum() / s.valid.sum().clamp_min(1.0)).backward()
+                    self._apply(self.actor_optimizer, self._config.grad_clip)
+                    steps += 1
+            if largest <= self._region.bound:
+                break
+            passes += 1
+            if passes > _FIX_PASSES:
+                share = 0.5 if passes < _FIX_PASSES + _HALVINGS else 1.0
+                self._region.step_back(share)
+        return {
+            "largest_kl": largest, "fix_up_steps": float(steps), "trust_region_weight": self._region.weight,
+        }  # fmt: skip
+
     def _apply(self, optimizer: torch.optim.Optimizer, bound: float | None) -> Tensor:
         params = optimizer.param_groups[0]["params"]
-        if self._accelerator.num_processes > 1:
-            for p in params:
-                p.grad = self._sum(torch.zeros_like(p) if p.grad is None else p.grad)
+        self._processes.sum_gradients(params)
         if optimizer is self.actor_optimizer:
             optimizer.param_groups[0]["lr"] = self.lr
         norm = clip_gradients(params, bound)
@@ -215,38 +249,16 @@ class Learner:
         optimizer.zero_grad(set_to_none=True)
         return norm.detach()
 
-    def _normalized(self, advantage: Tensor, valid: Tensor) -> Tensor:
-        """Mean 0 and standard deviation 1 over what is valid, in all processes."""
-        count, total = self._sum(valid.sum()).clamp_min(1.0), self._sum((advantage * valid).sum())
-        centred = advantage - total / count
-        variance = self._sum((centred.square() * valid).sum()) / count
-        return centred / (variance.sqrt() + 1e-8)
-
-    def _sum(self, x: Tensor) -> Tensor:
-        """Over the processes."""
-        return x if self._accelerator.num_processes == 1 else self._accelerator.reduce(x, reduction="sum")
-
-
-class _Tally:
-    """Running means and sums of what the steps of an update report; read once, at its end."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, name: str, value: Tensor, *, mean: bool = True) -> None:
-        self._sums[name] = value + self._sums[name] if name in self._sums else value
-        self._counts[name] = self._counts.get(name, 0) + 1 if mean else 0
-
-    def total(self, name: str) -> float:
-        return float(self._sums[name]) if name in self._sums else 0.0
-
-    def means(self) -> dict[str, float]:
-        terms = max(1.0, self.total("terms"))
-        out = {n: float(v) / self._counts[n] for n, v in self._sums.items() if self._counts[n]}
-        if "terms" in self._sums:
-            out |= {"kl": self.total("kl") / terms, "clip_fraction": self.total("clipped") / terms}
-            out["lost_samples"] = self.total("lost")
+    def _report(self, tally: Tally, samples: Samples) -> dict[str, float]:
+        sums = tally.sums(self._processes)
+        valid, terms = max(1.0, sums.pop("valid")), sums.pop("terms", 0.0)
+        out = tally.means()
+        if terms:
+            out |= {"kl": sums.pop("kl") / terms, "clip_fraction": sums.pop("clipped") / terms}
+            out["lost_ratios"] = sums.pop("lost_ratios")
+        out |= {name: total / valid for name, total in sums.items()}
+        out["lost_samples"] = float(self._processes.sum((1.0 - samples.valid).sum()))
+        out["explained_variance"] = float(explained_variance(samples, self._processes))
         return out
 
 
@@ -258,14 +270,5 @@ def _adam(module: nn.Module, lr: float) -> torch.optim.Adam:
     return optimizer
 
 
-def _finite(x: Tensor) -> Tensor:
-    return x.nan_to_num(0.0, 0.0, 0.0) if x.is_floating_point() else x
-
-
-def _explained(s: _Samples) -> dict[str, float]:
-    """Share of the variance of the returns that the critic explained before it learnt from them."""
-    valid = s.valid.bool()
-    target, value = s.target[valid], s.value[valid]
-    variance = target.var() if len(target) > 1 else torch.zeros(())
-    unexplained = (target - value).var() if len(target) > 1 else torch.zeros(())
-    return {"explained_variance": float(1.0 - unexplained / variance.clamp_min(1e-8))}
+def _pair(old: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
+    return (old[0], old[1]) if old else (None, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NotRequired, TypedDict, Unpack
+from typing import NotRequired, TypedDict, Unpack
 
 import mujoco
 import numpy as np
@@ -12,11 +12,10 @@ from torch import Tensor
 
 from visuomotor.data.errors import ConfigError
 from visuomotor.data.rotations import matrix_to_quat, quat_to_axis_angle
+from visuomotor.envs.sim.arrays import Words, namespace, tensor, words
 from visuomotor.envs.sim.world import find
 
 __all__ = ["Approach", "Chain", "rotation_error"]
-
-Words = Any  # float32 array of numpy or torch
 
 
 def rotation_error(target: Tensor, current: Tensor) -> Tensor:
@@ -75,30 +74,30 @@ class Chain:
             raise ConfigError(f"joints {list(joints)}: expected hinges and slides only")
         zero = [float(model.qpos0[model.jnt_qposadr[i]]) for i in ids]
 
-        def tensor(x: object) -> Tensor:
+        def constant(x: object) -> Tensor:
             return torch.tensor(np.asarray(x), dtype=torch.float32, device=device)
 
         self.n = len(ids)
-        self._first = tensor(np.concatenate([steps[0][1].T, steps[0][0][None]]))[..., None]
-        factors = tensor([_factors(h, *step) for h, step in zip(hinge, steps[1:], strict=True)])
+        self._first = constant(np.concatenate([steps[0][1].T, steps[0][0][None]]))[..., None]
+        factors = constant([_factors(h, *step) for h, step in zip(hinge, steps[1:], strict=True)])
         self._factors = factors.view(self.n, 3, 4, 3).permute(1, 0, 3, 2)[..., None]  # [A B C, n, 3, 4, 1]
-        self._zero, self._hinge, self._all_hinges = tensor(zero)[:, None], tensor(hinge)[:, None, None], all(hinge)
+        self._zero, self._hinge, self._all_hinges = constant(zero)[:, None], constant(hinge)[:, None, None], all(hinge)
 
     @np.errstate(all="ignore")
     def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Position ``[N, 3]`` [m] and matrix ``[N, 3, 3]`` of the site for joint positions ``q [N, n]``."""
-        return _pose(self._frames(_words(q.T.contiguous()))[-1])
+        return _pose(self._frames(words(q.T.contiguous()))[-1])
 
     @np.errstate(all="ignore")
     def jacobian(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Position, matrix and geometric Jacobian ``[N, 6, n]`` (linear above angular) of the site."""
-        site, jac = self._jacobian(_words(q.T.contiguous()))
-        return *_pose(site), _tensor(jac).permute(2, 1, 0)
+        site, jac = self._jacobian(words(q.T.contiguous()))
+        return *_pose(site), tensor(jac).permute(2, 1, 0)
 
     def origins(self, q: Tensor) -> Tensor:
         """Where the joints are ``[N, n, 3]`` [m]."""
-        frames = self._frames(_words(q.T.contiguous()))[:-1]
-        return torch.stack([_tensor(frame[3]) for frame in frames]).permute(2, 0, 1)
+        frames = self._frames(words(q.T.contiguous()))[:-1]
+        return torch.stack([tensor(frame[3]) for frame in frames]).permute(2, 0, 1)
 
     @np.errstate(all="ignore")
     def solve(self, q: Tensor, pos: Tensor, rot: Tensor, **settings: Unpack[Approach]) -> Tensor:
@@ -110,8 +109,8 @@ class Chain:
         limited to ``max_step`` a joint and iteration, the result to ``low`` and ``high``. Unreachable poses give the
         nearest compromise.
         """
-        x, goal = _words(q.T.contiguous()), _words(pos.T.contiguous())
-        turned = _words(rot.permute(2, 1, 0).contiguous())
+        x, goal = words(q.T.contiguous()), words(pos.T.contiguous())
+        turned = words(rot.permute(2, 1, 0).contiguous())
         return self._approach(x, goal, turned, self._jacobian(x), **settings)
 
     @np.errstate(all="ignore")
@@ -123,7 +122,7 @@ class Chain:
         Args:
             motion: change of the position [m], rotation vector [rad].
         """
-        x, by = _words(q.T.contiguous()), _words(motion.T.contiguous())
+        x, by = words(q.T.contiguous()), words(motion.T.contiguous())
         start = self._jacobian(x)
         return self._approach(x, start[0][3] + by[:3], _turned(start[0][:3], by[3:]), start, **settings)
 
@@ -135,8 +134,8 @@ class Chain:
         """From joint positions ``x [n, N]``, whose :meth:`_jacobian` is ``start``, to ``goal [3, N]`` and the columns
         ``turned [3, 3, N]``: see :meth:`solve`.
         """
-        xp = np if isinstance(x, np.ndarray) else torch
-        neutral, low, high = (_words(v[:, None]) for v in (rest, low, high))
+        xp = namespace(x)
+        neutral, low, high = (words(v[:, None]) for v in (rest, low, high))
         for i in range(iterations):
             site, jac = start if i == 0 else self._jacobian(x)
             error = xp.concatenate([goal - site[3], rotation_weight * _turn_between(site[:3], turned)])
@@ -146,17 +145,17 @@ class Chain:
             held = ((x <= low) & (downhill < 0)) | ((x >= high) & (downhill > 0))
             step = _damped_step(jac * ~held[:, None], error, pull, damping)
             x = xp.clip(x + xp.clip(step, -max_step, max_step), low, high)
-        return _tensor(x).T
+        return tensor(x).T
 
     def _jacobian(self, q: Words) -> tuple[Words, Words]:
         """The site's frame ``[4, 3, N]`` and the geometric Jacobian ``[n, 6, N]`` for ``q [n, N]``."""
-        xp = np if isinstance(q, np.ndarray) else torch
+        xp = namespace(q)
         frames = self._frames(q)
         joints, site = xp.stack(frames[:-1]), frames[-1]
         axes = joints[:, 2]  # [n, 3, N]
         linear = _cross(axes.swapaxes(0, 1), (site[3] - joints[:, 3]).swapaxes(0, 1)).swapaxes(0, 1)
         if not self._all_hinges:
-            hinge = _words(self._hinge)
+            hinge = words(self._hinge)
             linear = xp.where(hinge > 0, linear, axes)
             axes = axes * hinge
         return site, xp.concatenate([linear, axes], 1)
@@ -167,35 +166,26 @@ class Chain:
         Each is ``[4, 3, N]``: the columns of its matrix, then its position. Worlds come last, so that every operation
         runs over long vectors: four times as fast on a CPU as worlds first.
         """
-        xp = np if isinstance(q, np.ndarray) else torch
-        angle = q - _words(self._zero)
-        fixed, by_cos, by_sin = _words(self._factors)
+        xp = namespace(q)
+        angle = q - words(self._zero)
+        fixed, by_cos, by_sin = words(self._factors)
         joints = by_cos * xp.cos(angle)[:, None, None]  # [n, 3, 4, N]
         joints += by_sin * xp.sin(angle)[:, None, None]
         joints += fixed
-        frames = [_words(self._first.expand(4, 3, q.shape[1]))]
+        frames = [words(self._first.expand(4, 3, q.shape[1]))]
         for i in range(self.n):
             last = frames[-1]
             frame = _sum(joints[i, :, :, None] * last[:3, None])
             frame[3] += last[3]
             if not self._all_hinges:
-                frame[3] += last[2] * ((1.0 - _words(self._hinge[i, 0])) * angle[i])
+                frame[3] += last[2] * ((1.0 - words(self._hinge[i, 0])) * angle[i])
             frames.append(frame)
         return frames
 
 
-def _words(x: Tensor) -> Words:
-    """On the CPU the numpy array of the same memory: for a few hundred worlds its calls cost less than torch's."""
-    return x.numpy() if x.device.type == "cpu" else x
-
-
-def _tensor(x: Words) -> Tensor:
-    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
-
-
 def _pose(frame: Words) -> tuple[Tensor, Tensor]:
     """Position ``[N, 3]`` and matrix ``[N, 3, 3]`` of a frame ``[4, 3, N]``."""
-    columns = _tensor(frame)
+    columns = tensor(frame)
     return columns[3].T, columns[:3].permute(2, 1, 0)
 
 
@@ -211,7 +201,7 @@ def _sum(terms: Words) -> Words:
 
 def _cross(a: Words, b: Words) -> Words:
     """Cross product of vectors ``[3, ...]`` along the first axis."""
-    xp = np if isinstance(a, np.ndarray) else torch
+    xp = namespace(a)
     return xp.stack([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
 
 
@@ -233,7 +223,7 @@ def _solve(square: Words, right: Words) -> Words:
 
     Without pivots: the matrices are positive definite by their damping.
     """
-    xp = np if isinstance(square, np.ndarray) else torch
+    xp = namespace(square)
     rows = xp.concatenate([square, right[:, None]], 1)
     for k in range(right.shape[0]):
         pivot = rows[k, 1:] / rows[k, :1]
@@ -253,7 +243,7 @@ def _factors(hinge: bool, offset: np.ndarray, turn: np.ndarray) -> np.ndarray:
 
 def _turned(columns: Words, by: Words) -> Words:
     """Columns ``[3, 3, N]`` of a matrix turned by rotation vectors ``by [3, N]`` [rad] (Rodrigues)."""
-    xp = np if isinstance(by, np.ndarray) else torch
+    xp = namespace(by)
     angle = xp.sqrt(_sum(by * by))
     axis = by / xp.clip(angle, 1e-12, None)
     axes = axis[:, None] + xp.zeros_like(columns)  # [3, columns, N]
@@ -268,7 +258,7 @@ def _turn_between(current: Words, target: Words) -> Words:
 
     Within 1e-3 rad of half a turn its axis is noise; :func:`rotation_error` is accurate everywhere.
     """
-    xp = np if isinstance(current, np.ndarray) else torch
+    xp = namespace(current)
     axis = _sum(_cross(current.swapaxes(0, 1), target.swapaxes(0, 1)).swapaxes(0, 1))  # 2 sin(angle) times the axis
     sine = xp.clip(xp.sqrt(_sum(axis * axis)), 1e-12, None)
     cosine = _sum(_sum(current * target)) - 1.0  # 2 cos(angle)

@@ -15,7 +15,7 @@ from torch import Tensor
 from visuomotor.data.errors import ConfigError, UserError, nearest
 from visuomotor.envs.sim.alerts import Alerts
 from visuomotor.envs.sim.selection import Selection
-from visuomotor.envs.sim.simulator import SETTABLE, Simulator
+from visuomotor.envs.sim.simulator import HUGE, SETTABLE, Simulator
 
 __all__ = ["BatchSimulator"]
 
@@ -38,6 +38,8 @@ class BatchSimulator(Simulator):
             )
         model = copy.copy(model)
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
+        if model.ntree < 2:  # one mechanism is one island: the same numbers without the search for it, a tenth faster
+            model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
         self.model, self.num_envs = model, num_envs
         self.device, self.dtype = torch.device("cpu"), torch.float64
         # persistent: a world keeps its MjData, so that computing outputs after a step costs nothing extra
@@ -48,6 +50,7 @@ class BatchSimulator(Simulator):
         self._model_fields: dict[str, Tensor] = {}
         self._scratch: tuple[mujoco.MjModel, mujoco.MjData] | None = None
         self._alerts = Alerts()
+        self._qpos, self._qvel = self._batch.bind("qpos"), self._batch.bind("qvel")
         self._do(self._batch.reset, keyframe=0 if model.nkey else -1)
 
     def field(self, name: str) -> Tensor:
@@ -89,6 +92,13 @@ class BatchSimulator(Simulator):
     def set_state(self, worlds: Selection, state: Tensor) -> None:
         worlds.put(self._state, state)
         self.forward(worlds)
+
+    def diverged(self) -> Tensor:
+        with np.errstate(over="ignore"):
+            size = np.abs(self._qpos).sum() + np.abs(self._qvel).sum()
+        if size < HUGE:  # as nearly always
+            return torch.zeros(self.num_envs, dtype=torch.bool)
+        return super().diverged()
 
     def overflow(self) -> dict[str, int]:
         return self._alerts.counts()

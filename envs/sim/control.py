@@ -56,8 +56,10 @@ class ActuatorControl(Control):
         pass
 
     def apply(self, action: Tensor, active: Tensor | None) -> None:
-        ctrl = torch.clamp(action, self.low, self.high).to(self._ctrl.dtype)
-        self._ctrl.copy_(ctrl if active is None else torch.where(active[:, None], ctrl, self._ctrl))
+        ctrl = torch.clamp(action, self.low, self.high)
+        self._ctrl.copy_(
+            ctrl if active is None else torch.where(active[:, None], ctrl.to(self._ctrl.dtype), self._ctrl)
+        )
 
 
 class JoinedControl(Control):

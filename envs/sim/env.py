@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, UserError
 from visuomotor.data.spec import ArraySpec
-from visuomotor.envs.base import Obs, Step, VecEnv, merge_obs
+from visuomotor.envs.base import Obs, Step, VecEnv
+from visuomotor.envs.sim.arrays import words
 from visuomotor.envs.sim.engines import make_simulator
 from visuomotor.envs.sim.events import Event, EventSchedule
 from visuomotor.envs.sim.random import WorldRandom
@@ -70,6 +73,7 @@ class SimVecEnv(VecEnv):
         self.world = World(self.sim, self._random)
         self.control = task.bind(self.world)
         self.action_spec, self.action_low, self.action_high = self.control.spec, self.control.low, self.control.high
+        self._action_shape = torch.Size([num_envs, self.action_spec.size])
         self.events = EventSchedule(events, self.world, 1.0 / task.fps)
         self._elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._running = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
@@ -104,7 +108,7 @@ class SimVecEnv(VecEnv):
             worlds.put(self._elapsed, 0)
             worlds.put(self._running, True)
         # worlds that diverged and were not chosen still show no NaN
-        return self._observe(None if worlds is self._everyone else self.sim.diverged(), drawn=mask)
+        return self._observe(worlds is not self._everyone and self._any_of(self.sim.diverged()), drawn=mask)
 
     def advance(self, action: Tensor, active: Tensor) -> Step:
         return self._advance(action, active)
@@ -114,8 +118,7 @@ class SimVecEnv(VecEnv):
         ended = s.terminated | s.truncated
         if self._may_ask and not bool(ended.any()):
             return s
-        obs = merge_obs(self.reset(mask=ended), s.final_obs, ended)
-        return Step(obs, s.reward, s.terminated, s.truncated, s.final_obs, s.info)
+        return Step(self.reset(mask=ended), s.reward, s.terminated, s.truncated, s.final_obs, s.info)
 
     def snapshot(self) -> EnvSnapshot:
         """Everything that decides how the worlds go on; on the CPU :meth:`restore` continues bit for bit."""
@@ -126,7 +129,7 @@ class SimVecEnv(VecEnv):
         self.sim.restore(snapshot.sim)
         for name, buffer in self._buffers().items():
             buffer.copy_(snapshot.buffers[name])
-        return self._observe(self.sim.diverged())
+        return self._observe(self._any_of(self.sim.diverged()))
 
     def render(self, index: int) -> np.ndarray:
         if not 0 <= index < self.num_envs:
@@ -152,10 +155,8 @@ class SimVecEnv(VecEnv):
 
     def _advance(self, action: Tensor, active: Tensor | None) -> Step:
         action = action.detach().to(self.device, torch.float32)
-        if action.shape != (self.num_envs, self.action_spec.size):
-            raise UserError(
-                f"action of shape {list(action.shape)}; expected [{self.num_envs}, {self.action_spec.size}]"
-            )
+        if action.shape != self._action_shape:
+            raise UserError(f"action of shape {list(action.shape)}; expected {list(self._action_shape)}")
         if self._may_ask:
             self._check(action, active)
         self.events.interval(self._elapsed, active)
@@ -164,31 +165,44 @@ class SimVecEnv(VecEnv):
         self.sim.step(self._substeps, active)
         self._elapsed += 1 if active is None else active
         diverged = self.sim.diverged()
+        lost = self._any_of(diverged)
         outcome = self.task.outcome()
-        success = outcome.success & ~diverged
+        success = outcome.success & ~diverged if lost else outcome.success
         reward = outcome.reward.float() if self._config.reward == "dense" else success.float()
-        reward = reward.masked_fill(diverged, 0.0)
-        terminated = diverged if outcome.failure is None else diverged | outcome.failure
-        if self._config.end_on_success:
-            terminated = terminated | success
+        score = success.float() if outcome.score is None else outcome.score
+        if lost:
+            reward, score = reward.masked_fill(diverged, 0.0), score.masked_fill(diverged, 0.0)
+        ends = [diverged] if lost else []
+        ends += [outcome.failure] if outcome.failure is not None else []
+        ends += [success] if self._config.end_on_success else []
+        terminated = reduce(torch.logical_or, ends, torch.zeros_like(success))
         truncated = (self._elapsed >= self.max_episode_steps) & ~terminated
-        score = success.float() if outcome.score is None else outcome.score.masked_fill(diverged, 0.0)
         info = {"success": success, "score": score, "diverged": diverged}
         if active is not None:
             terminated, truncated, reward = terminated & active, truncated & active, reward * active
-        self._lost += diverged & terminated
+        if lost:
+            self._lost += diverged & terminated
         self._running &= ~(terminated | truncated)
-        obs = self._observe(diverged, active)
+        obs = self._observe(lost, active)
         return Step(obs, reward, terminated, truncated, obs, info)
 
-    def _observe(self, diverged: Tensor | None = None, drawn: Tensor | None = None) -> Obs:
-        """What all worlds show now; ``drawn`` are the worlds that changed, for which pictures have to be drawn."""
+    def _any_of(self, worlds: Tensor) -> bool:
+        """False if it is known, without asking a GPU, that there are none."""
+        return not self._may_ask or bool(words(worlds).any())
+
+    def _observe(self, lost: bool, drawn: Tensor | None = None) -> Obs:
+        """What all worlds show now.
+
+        Args:
+            lost: some may have diverged.
+            drawn: the worlds that changed, for which pictures have to be drawn.
+        """
         obs = self.task.observe()
         if self._config.privileged:
             obs["privileged"] = self.task.privileged()
         if self._cameras is not None:
             obs |= self._cameras.observe(drawn)
-        if diverged is not None and not (self._may_ask and not bool(diverged.any())):
+        if lost:
             obs = {k: v.nan_to_num(0.0, 0.0, 0.0) if v.is_floating_point() else v for k, v in obs.items()}
         return obs
 
@@ -204,9 +218,11 @@ class SimVecEnv(VecEnv):
         return own | {f"{part}.{k}": v for part, buffers in parts.items() for k, v in buffers.items()}
 
     def _check(self, action: Tensor, active: Tensor | None) -> None:
-        late = ~self._running if active is None else active & ~self._running
-        if bool(late.any()):
-            raise UserError(f"world {int(late.int().argmax())} has no running episode: reset it before stepping it")
+        running = self._running if active is None else self._running | ~active
+        if not words(running).all():
+            raise UserError(f"world {int(running.int().argmin())} has no running episode: reset it before stepping it")
+        if math.isfinite(words(action).sum()):
+            return
         bad = ~torch.isfinite(action.sum(1))
         bad = bad if active is None else bad & active
         if bool(bad.any()):

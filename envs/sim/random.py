@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from visuomotor.envs.sim.arrays import Words, tensor, words
 from visuomotor.envs.sim.selection import Selection
 
 __all__ = ["RESET", "Draws", "WorldRandom"]
 
 RESET = 0  # domain of everything drawn at a reset; events that draw while an episode runs use 1 and up
-Words = Any  # int64 array of numpy or torch
 _M32 = 0xFFFFFFFF
 _BLOCK = 64
 
@@ -35,16 +34,15 @@ def _mix(x: Words) -> Words:
 
 def _fold(key: Tensor, value: Tensor | int) -> Tensor:
     """Hash a number into a 64-bit key (two 32-bit halves)."""
-    if key.device.type == "cpu":  # a few numbers: numpy's calls cost less than torch's
-        return torch.from_numpy(_folded(key.numpy(), value.numpy() if isinstance(value, Tensor) else value))
-    return cast(Tensor, _folded(key, value))
-
-
-def _folded(key: Words, value: Words | int) -> Words:
-    low, high = key & _M32, (key >> 32) & _M32
+    low, high = _halves(words(key))
+    value = words(value) if isinstance(value, Tensor) else value
     low = _mix((low ^ _mix((high + 0x9E3779B9) & _M32)) + (value & _M32) & _M32)
     high = _mix((high ^ low) + (value >> 32 & _M32) + 0x85EBCA6B & _M32)
-    return (high << 32) | low
+    return tensor((high << 32) | low)
+
+
+def _halves(key: Words) -> tuple[Words, Words]:
+    return key & _M32, (key >> 32) & _M32
 
 
 class Draws:
@@ -55,7 +53,7 @@ class Draws:
     """
 
     def __init__(self, key: Tensor) -> None:
-        self._low, self._high = (key & _M32)[:, None], ((key >> 32) & _M32)[:, None]
+        self._low, self._high = _halves(words(key)[:, None])
         self._next = 0
         self._block = torch.empty(key.shape[0], 0, device=key.device)
         self._block_start = 0
@@ -81,9 +79,9 @@ class Draws:
         start = self._next - self._block_start
         if start + m > self._block.shape[1]:
             size = max(m, _BLOCK)
-            count = torch.arange(self._next, self._next + size, device=self.device)[None]
+            count = words(torch.arange(self._next, self._next + size, device=self.device))
             bits = _mix(_mix((count * 0x9E3779B9 & _M32) ^ self._low) ^ self._high)
-            self._block, self._block_start, start = (bits >> 8).float() * 2.0**-24, self._next, 0
+            self._block, self._block_start, start = tensor(bits >> 8).float() * 2.0**-24, self._next, 0
         self._next += m
         return self._block[:, start : start + m]
 

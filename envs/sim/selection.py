@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visuomotor.envs.sim.arrays import tensor, words
+
 __all__ = ["Columns", "Selection", "constant"]
 
 Columns = slice | Tensor | None
@@ -26,6 +28,10 @@ def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
     """
     with torch.inference_mode(False):  # it outlives the mode in which it is first asked for
         return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def _chosen(mask: Tensor) -> Tensor:
+    return torch.from_numpy(mask.numpy().nonzero()[0]) if mask.device.type == "cpu" else mask.nonzero()[:, 0]
 
 
 class Selection:
@@ -44,7 +50,7 @@ class Selection:
     def __init__(self, mask: Tensor, dense: bool | None = None) -> None:
         self.mask = mask
         dense = mask.device.type != "cpu" if dense is None else dense
-        self.ids = None if dense else mask.nonzero()[:, 0]
+        self.ids = None if dense else _chosen(mask)
         self.n = mask.shape[0] if self.ids is None else self.ids.shape[0]
 
     @classmethod
@@ -59,7 +65,7 @@ class Selection:
 
     def take(self, x: Tensor) -> Tensor:
         """Rows ``[n, ...]`` of ``x [N, ...]``."""
-        return x if self.ids is None else x[self.ids]
+        return x if self.ids is None else tensor(words(x)[words(self.ids)])
 
     def put(self, field: Tensor, value: Tensor | float | bool, columns: Columns = None) -> None:
         """Write rows ``value [n, ...]`` (or one number) into ``field [N, ...]`` in place.
@@ -69,13 +75,14 @@ class Selection:
         """
         if isinstance(columns, slice):
             field, columns = field[:, columns], None
+        if self.ids is not None:
+            rows = words(self.ids)
+            index = rows if columns is None else (rows[:, None], words(columns))
+            words(field)[index] = words(value.to(field.dtype)) if isinstance(value, Tensor) else value
+            return
         if not isinstance(value, Tensor):
             value = torch.full((), value, dtype=field.dtype, device=field.device)
         value = value.to(field.dtype)
-        if self.ids is not None:
-            index = (self.ids,) if columns is None else (self.ids[:, None], columns)
-            field[index] = value
-            return
         mask = self.mask.view(-1, *[1] * (field.ndim - 1))
         if columns is None:
             field.copy_(torch.where(mask, value, field))

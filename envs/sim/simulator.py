@@ -21,7 +21,7 @@ from torch import Tensor
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.sim.selection import Selection
 
-__all__ = ["SETTABLE", "Simulator", "Snapshot"]
+__all__ = ["HUGE", "SETTABLE", "Simulator", "Snapshot"]
 
 # State and inputs that may be written; every other field of MjData is an output of the engine.
 SETTABLE = (
@@ -36,7 +36,7 @@ SETTABLE = (
     "eq_active",
     "time",
 )
-_HUGE = 1e10  # mjMAXVAL: MuJoCo itself counts positions and velocities beyond as diverged
+HUGE = 1e10  # mjMAXVAL: MuJoCo itself counts positions and velocities beyond as diverged
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Simulator(ABC):
     def diverged(self) -> Tensor:
         """Bool ``[N]``: worlds whose state is not finite, or beyond what MuJoCo takes for diverged (1e10)."""
         size = self.field("qpos").abs().sum(1) + self.field("qvel").abs().sum(1)
-        return ~(size < _HUGE)
+        return ~(size < HUGE)
 
     @abstractmethod
     def overflow(self) -> dict[str, int]:

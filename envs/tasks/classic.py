@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
 import mujoco
-import torch
 from torch import Tensor
 
 from visuomotor.data.spec import ArraySpec
+from visuomotor.envs.sim.arrays import namespace, tensor, words
 from visuomotor.envs.sim.control import ActuatorControl, Control
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
@@ -101,6 +102,7 @@ class Runner(ClassicTask):
         healthy_reward: for each step on its feet.
         healthy_height: least and greatest height of the torso [m].
         healthy_angle: greatest inclination of the torso [rad].
+        healthy_joints: greatest position of the other joints [rad].
     """
 
     max_episode_steps = 1000
@@ -108,38 +110,39 @@ class Runner(ClassicTask):
     healthy_reward = 1.0
     healthy_height: tuple[float, float]
     healthy_angle: float
+    healthy_joints = math.inf
     reset_noise = 5e-3
     goal = 8.0  # [m]
 
     def bind(self, world: World) -> Control:
         control = super().bind(world)
         self._before = self.qpos[:, 0].clone()
+        (low, high), angle = self.healthy_height, self.healthy_angle
+        joints = [self.healthy_joints] * (self.qpos.shape[1] - 3)
+        self._low = self.qpos.new_tensor([low, -angle, *(-x for x in joints)])
+        self._high = self.qpos.new_tensor([high, angle, *joints])
         return control
 
     def reset(self, worlds: Selection, draws: Draws) -> None:
         self.jitter(worlds, draws, self.reset_noise)
 
     def before_step(self) -> None:
-        self._before.copy_(self.qpos[:, 0])
+        words(self._before)[:] = words(self.qpos)[:, 0]
 
     def state(self) -> Tensor:
         """Positions without x, and velocities clipped to ±10."""
-        return torch.cat([self.qpos[:, 1:], self.qvel.clamp(-10.0, 10.0)], 1)
+        qpos, qvel = words(self.qpos), words(self.qvel)
+        return tensor(namespace(qpos).concatenate([qpos[:, 1:], qvel.clip(-10.0, 10.0)], 1))
 
     def outcome(self) -> Outcome:
-        x = self.qpos[:, 0]
-        healthy = self.healthy()
-        reward = self.healthy_reward * healthy + (x - self._before) / self.dt
-        reward = reward - self.control_cost * self.ctrl.square().sum(1)
+        qpos, ctrl = words(self.qpos), words(self.ctrl)
+        x, posture = qpos[:, 0], qpos[:, 1:]
+        healthy = ((posture > words(self._low)) & (posture < words(self._high))).all(1)
+        reward = self.healthy_reward * healthy + (x - words(self._before)) / self.dt
+        reward = reward - self.control_cost * (ctrl * ctrl).sum(1)
         return Outcome(
-            reward=reward.float(),
-            success=x >= self.goal,
-            failure=~healthy,
-            score=(x / self.goal).clamp(0.0, 1.0).float(),
+            reward=tensor(reward).float(),
+            success=tensor(x >= self.goal),
+            failure=tensor(~healthy),
+            score=tensor((x / self.goal).clip(0.0, 1.0)).float(),
         )
-
-    def healthy(self) -> Tensor:
-        """Bool ``[N]``: on its feet."""
-        height, angle = self.qpos[:, 1], self.qpos[:, 2]
-        low, high = self.healthy_height
-        return (height > low) & (height < high) & (angle.abs() < self.healthy_angle)

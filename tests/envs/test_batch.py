@@ -38,6 +38,34 @@ def test_positions_written_without_forward_are_seen_by_the_next_step() -> None:
     assert sim.field("qpos")[1].tolist() == data.qpos.tolist()
 
 
+ONE_LEG = """
+<mujoco><worldbody><geom type="plane" size="1 1 .1"/><body pos="0 0 .3"><joint type="slide" axis="0 0 1"/>
+  <geom size=".05"/><body><joint axis="0 1 0" range="-30 30"/><geom type="capsule" size=".04" fromto="0 0 0 .2 0 -.3"/>
+</body></body></worldbody></mujoco>"""
+
+
+def test_one_mechanism_is_computed_without_islands_and_alike_to_the_last_bit() -> None:
+    plain = mujoco.MjModel.from_xml_string(ONE_LEG)
+    island = mujoco.mjtDisableBit.mjDSBL_ISLAND.value
+    sim, data = BatchSimulator(plain, 1, threads=1), mujoco.MjData(plain)
+    assert sim.model.opt.disableflags & island
+    assert not plain.opt.disableflags & island
+    for _ in range(200):
+        sim.step(1)
+        mujoco.mj_step(plain, data)
+        assert sim.field("qpos")[0].tolist() == data.qpos.tolist()
+    assert data.nefc > 0
+    assert not BatchSimulator(model(), 1, threads=1).model.opt.disableflags & island
+
+
+def test_many_fast_worlds_have_not_diverged() -> None:
+    sim = BatchSimulator(model(), 3, threads=1)
+    sim.field("qvel")[:2, 0] = 6e9  # more than 1e10 together
+    assert sim.diverged().tolist() == [False, False, False]
+    sim.field("qvel")[2, 0] = torch.nan
+    assert sim.diverged().tolist() == [False, False, True]
+
+
 def test_outputs_bound_late_are_filled_at_once() -> None:
     sim = BatchSimulator(model(), 2, threads=1)
     sim.step(10)

@@ -9,8 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from visuomotor.envs.registry import get_task, make_env, task_names
-from visuomotor.envs.robots import kinematics
-from visuomotor.envs.sim import random
+from visuomotor.envs.sim import arrays
 from visuomotor.envs.sim.engines import EngineConfig
 from visuomotor.envs.sim.env import SimVecEnv
 from visuomotor.envs.sim.events import Event
@@ -64,10 +63,9 @@ def test_dense_selections_give_what_sparse_ones_give(monkeypatch: pytest.MonkeyP
     expected = rollout(sparse, actions)
     monkeypatch.setattr(Selection.__init__, "__defaults__", (True,))
     monkeypatch.setattr(dense, "_may_ask", False)
-    monkeypatch.setattr(random, "_fold", random._folded)  # on the CPU it takes a way of its own
     for found, wanted in zip(rollout(dense, actions), expected, strict=True):
         assert torch.equal(found, wanted)
-    monkeypatch.setattr(kinematics, "_words", lambda x: x)
+    monkeypatch.setattr(arrays, "_NUMPY", False)
     with Waits() as waits:
         for action in actions:
             dense.step(action)
@@ -78,8 +76,7 @@ def test_dense_selections_give_what_sparse_ones_give(monkeypatch: pytest.MonkeyP
 def test_no_task_and_no_term_asks_the_device_for_anything(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor do experts: three steps, with a reset of some worlds, pushes and every distribution of the terms."""
     monkeypatch.setattr(Selection.__init__, "__defaults__", (True,))
-    monkeypatch.setattr(random, "_fold", random._folded)
-    monkeypatch.setattr(kinematics, "_words", lambda x: x)
+    monkeypatch.setattr(arrays, "_NUMPY", False)
     config = get_task(task).config_class(engine=EngineConfig(threads=1), max_episode_steps=2)
     made = make_env(config, 1)
     assert isinstance(made, SimVecEnv)

@@ -8,9 +8,21 @@ from typing import Any
 
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.policies.base import Head
+from visuomotor.policies.heads.act import ActHead
+from visuomotor.policies.heads.diffusion import DiffusionHead
+from visuomotor.policies.heads.edm import EDMHead
+from visuomotor.policies.heads.flow import FlowHead
 from visuomotor.policies.heads.gaussian import GaussianHead
+from visuomotor.policies.heads.meanflow import MeanFlowHead
+from visuomotor.policies.heads.mip import MIPHead
+from visuomotor.policies.heads.regression import RegressionHead
+from visuomotor.policies.heads.shortcut import ShortcutHead
 from visuomotor.policies.likelihoods.base import Likelihood, LikelihoodConfig
+from visuomotor.policies.likelihoods.diffusion import DiffusionChain, DiffusionChainConfig
+from visuomotor.policies.likelihoods.flow import FlowChain, FlowChainConfig
+from visuomotor.policies.likelihoods.flow_sde import FlowSDE, FlowSDEConfig
 from visuomotor.policies.likelihoods.gaussian import GaussianLikelihood, GaussianLikelihoodConfig
+from visuomotor.policies.likelihoods.noisy import NoisyOutput, NoisyOutputConfig
 from visuomotor.policies.policy import Policy
 
 __all__ = ["LIKELIHOODS", "LikelihoodEntry", "default_likelihood", "make_likelihood"]
@@ -30,8 +42,18 @@ class LikelihoodEntry:
     ppo: Mapping[str, Any] = field(default_factory=dict)
 
 
+_PER_COMPONENT = {"reduce": "mean", "clip": 0.01}
+
 LIKELIHOODS: dict[str, LikelihoodEntry] = {
     "gaussian": LikelihoodEntry(GaussianLikelihoodConfig, GaussianLikelihood, (GaussianHead,)),
+    "dppo": LikelihoodEntry(DiffusionChainConfig, DiffusionChain, (DiffusionHead,), _PER_COMPONENT),
+    "reinflow": LikelihoodEntry(FlowChainConfig, FlowChain, (FlowHead,), _PER_COMPONENT),
+    "flow_sde": LikelihoodEntry(FlowSDEConfig, FlowSDE, (FlowHead,)),
+    "noisy": LikelihoodEntry(
+        NoisyOutputConfig,
+        NoisyOutput,
+        (MeanFlowHead, ShortcutHead, MIPHead, RegressionHead, ActHead, EDMHead, FlowHead, DiffusionHead),
+    ),
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from visuomotor.configs.registry import backbones, heads, name_of
+from visuomotor.configs.registry import backbones, every_head, name_of
 from visuomotor.configs.schema import ActionSettings, TrainConfig
 from visuomotor.data.actions import ActionConfig
 from visuomotor.data.batches import goal_key
@@ -126,7 +126,7 @@ def build_policy(
         n_obs=spec.window.n_obs,
         feature_dim=encoder.feature_dim,
     )
-    head_module = heads()[name_of(head)].build(head, chunk)
+    head_module = every_head()[name_of(head)].build(head, chunk)
     prefix = prefix_dim(loss, spec.action.size)
     sizes = NetSizes(
         input_dim=head_module.input_dim + (prefix + 1 if prefix else 0),
@@ -191,7 +191,7 @@ def load_policy(
     checkpoint = Checkpoint.open(resolve_checkpoint(path))
     model = checkpoint.document("model")
     parts: dict[str, Any] = {}
-    registries: dict[str, Any] = {"head": heads(), "backbone": backbones()}
+    registries: dict[str, Any] = {"head": every_head(), "backbone": backbones()}
     for part, registry in registries.items():
         name = model[part]["name"]
         if name not in registry:

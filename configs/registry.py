@@ -11,6 +11,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from omegaconf import OmegaConf
+
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.policies.base import Backbone, BackboneConfig, ChunkSizes, Head, HeadConfig, NetSizes
 from visuomotor.policies.heads.act import ActConfig, ActHead
@@ -25,12 +27,14 @@ from visuomotor.policies.heads.meanflow import MeanFlowConfig, MeanFlowHead
 from visuomotor.policies.heads.mip import MIPConfig, MIPHead
 from visuomotor.policies.heads.regression import RegressionConfig, RegressionHead
 from visuomotor.policies.heads.shortcut import ShortcutConfig, ShortcutHead
+from visuomotor.policies.heads.steered import SteeredConfig, SteeredHead
 from visuomotor.policies.nets.dit import DiT, DiTConfig
 from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
+from visuomotor.policies.nets.perceptron import Perceptron, PerceptronConfig
 from visuomotor.policies.nets.transformer import Transformer, TransformerConfig
 from visuomotor.policies.nets.unet1d import ConditionalUnet1d, UnetConfig
 
-__all__ = ["BackboneEntry", "HeadEntry", "backbones", "heads", "name_of"]
+__all__ = ["BackboneEntry", "HeadEntry", "backbones", "every_head", "heads", "name_of"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ _HEADS = {
 }
 _BACKBONES = {
     "mlp": BackboneEntry(MLPConfig, ResidualMLP),
+    "perceptron": BackboneEntry(PerceptronConfig, Perceptron),
     "unet": BackboneEntry(UnetConfig, ConditionalUnet1d),
     "dit": BackboneEntry(DiTConfig, DiT),
     "transformer": BackboneEntry(TransformerConfig, Transformer),
@@ -77,6 +82,21 @@ _BACKBONES = {
 def heads() -> dict[str, HeadEntry]:
     """Every head that ``policy=`` can choose."""
     return _with_outside(_HEADS, "visuomotor.heads", HeadEntry)
+
+
+@cache
+def every_head() -> dict[str, HeadEntry]:
+    """Every head that a checkpoint can have: those of :func:`heads`, and what fine-tuning makes of them."""
+    return {**heads(), "steered": HeadEntry(SteeredConfig, _steered)}
+
+
+def _steered(config: SteeredConfig, sizes: ChunkSizes) -> SteeredHead:
+    classes = {entry.config_class.__name__: entry for entry in heads().values()}
+    if config.frozen not in classes:
+        raise ConfigError(f"a steered policy has a frozen head {config.frozen!r}. {nearest(config.frozen, classes)}")
+    entry = classes[config.frozen]
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(entry.config_class), config.settings))
+    return SteeredHead(config, sizes, entry.build(settings, sizes))
 
 
 @cache
@@ -113,7 +133,7 @@ def _with_outside(own: Mapping[str, E], group: str, kind: type[E]) -> dict[str, 
 
 def name_of(config: HeadConfig | BackboneConfig) -> str:
     """The name under which ``config``'s class is registered."""
-    entries: list[tuple[str, HeadEntry | BackboneEntry]] = [*heads().items(), *backbones().items()]
+    entries: list[tuple[str, HeadEntry | BackboneEntry]] = [*every_head().items(), *backbones().items()]
     for name, entry in entries:
         if type(config) is entry.config_class:
             return name

@@ -136,6 +136,7 @@ class Backbone(nn.Module, ABC):
     """
 
     takes_tokens = False  # otherwise observation tokens are refused
+    takes_chunk = True  # otherwise only for heads that make the chunk in one pass from the observations
     per_step_time = False  # whether ``denoise`` can treat the known steps of a chunk as being at another time
 
     @property
@@ -169,6 +170,7 @@ class Head(nn.Module, ABC):
         time_scale: multiply t by this before a sinusoidal embedding made for 0..100.
         n_times: times that the net is given: 1, or 2 (then ``t`` is ``[B, 2]``).
         clean_time: the time of a chunk without noise, in the head's own units (repeated for both of two times).
+        needs_chunk: whether the net's input chunk and time say anything; where not, the observations alone decide.
         denoises: whether the net's input is a noisy chunk of actions, so that known actions can stand in it.
         is_field: whether the net's output is a field over chunks (noise, velocity, clean estimate), so that weighted
             sums of several outputs mean something: classifier-free guidance, composition.
@@ -181,6 +183,7 @@ class Head(nn.Module, ABC):
     time_scale: float = 1.0
     n_times: int = 1
     clean_time: float = 0.0
+    needs_chunk: bool = True
     denoises: bool = True
     is_field: bool = False
     needs_gradient: bool = False

@@ -63,6 +63,12 @@ class Policy(nn.Module):
         self.spec = spec
         self.encoder, self.backbone, self.head, self.normalizer = encoder, backbone, head, normalizer
         self.loss_config = loss or LossConfig()
+        if not backbone.takes_chunk and (head.needs_chunk or self.loss_config.max_delay):
+            what = "loss.max_delay" if self.loss_config.max_delay else type(head).__name__
+            raise ConfigError(
+                f"{type(backbone).__name__} sees observations only, but {what} needs a network that sees a chunk: "
+                "choose another backbone"
+            )
         self._guidance_scale = 1.0
         reference = spec.action_config.reference_key
         self._transform = ActionTransform(

@@ -120,6 +120,7 @@ class GaussianHead(Head):
     """One pass from a zero input gives the mean, and the standard deviation unless that is a parameter of its own."""
 
     denoises = False
+    needs_chunk = False
 
     def __init__(self, config: GaussianConfig, sizes: ChunkSizes) -> None:
         super().__init__(sizes)

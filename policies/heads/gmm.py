@@ -80,6 +80,7 @@ class GMMHead(Head):
     """
 
     denoises = False
+    needs_chunk = False
 
     def __init__(self, config: GMMConfig, sizes: ChunkSizes) -> None:
         super().__init__(sizes)

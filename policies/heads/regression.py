@@ -49,6 +49,7 @@ class RegressionHead(Head):
     """``net(0, 0)`` is the chunk. Consumes no noise: ``M`` is 0, and the empty noise only tells the batch size."""
 
     denoises = False
+    needs_chunk = False
 
     def __init__(self, config: RegressionConfig, sizes: ChunkSizes) -> None:
         super().__init__(sizes)

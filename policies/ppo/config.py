@@ -44,9 +44,16 @@ class PPOConfig:
         schedule: of ``lr``: ``constant``, ``cosine`` (to 0 over the run) or ``adaptive`` (kept near ``desired_kl``).
         desired_kl: of the adaptive schedule: above twice it the rate falls by 1.5, below half it rises.
         target_kl: an update ends early when the divergence of a pass exceeds this; null for never.
+        trust_region: largest divergence [nats] that an update may bring to any of its decisions, guaranteed by a
+            penalty and by steps back (FixPO); null for no guarantee.
         grad_clip, critic_grad_clip: bounds on the norm of each gradient; null for none.
         critic_warmup: updates at the beginning that train the critic alone.
         scale_reward: divide rewards by the running standard deviation of the discounted return.
+        stagger: cut the first episode of every world off after a random number of steps, so that worlds with the same
+            time limit do not end together.
+        image_shift: pixels by which the images of a decision are moved at random, for policy and critic alike (random
+            shifts, Yarats et al. 2021). It is drawn when the decision is taken, and what was seen is what is learnt
+            from: the ratio begins at 1. Evaluation and deployment do not move images.
         action_bound: chunks are clipped to this when they are executed, in normalised units; null for no bound.
     """
 
@@ -70,10 +77,13 @@ class PPOConfig:
     schedule: str = "constant"
     desired_kl: float = 0.01
     target_kl: float | None = None
+    trust_region: float | None = None
     grad_clip: float | None = 1.0
     critic_grad_clip: float | None = 1.0
     critic_warmup: int = 0
     scale_reward: bool = True
+    stagger: bool = True
+    image_shift: int = 0
     action_bound: float | None = 1.0
 
     def __post_init__(self) -> None:
@@ -95,10 +105,14 @@ class PPOConfig:
         for name, low, high in (("gamma", 0.0, 1.0), ("lam", 0.0, 1.0), ("noise_discount", 0.0, 1.0)):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"ppo.{name}={getattr(self, name)}: expected {low:g} to {high:g}")
-        for name in ("clip", "clip_first", "lr", "critic_lr", "desired_kl", "value_clip", "target_kl", "grad_clip",
-                     "critic_grad_clip", "action_bound"):  # fmt: skip
+        for name in ("clip", "clip_first", "lr", "critic_lr", "desired_kl", "value_clip", "target_kl", "trust_region",
+                     "grad_clip", "critic_grad_clip", "action_bound"):  # fmt: skip
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"ppo.{name}={value}: expected more than 0")
+        if self.surrogate == "none" and self.trust_region is None:
+            raise ConfigError("ppo.surrogate=none has nothing that bounds an update: set ppo.trust_region, such as 0.2")
+        if self.image_shift < 0:
+            raise ConfigError(f"ppo.image_shift={self.image_shift}: expected 0 or more pixels")
         if self.entropy < 0 or self.critic_warmup < 0:
             raise ConfigError(
                 f"ppo.entropy={self.entropy} and ppo.critic_warmup={self.critic_warmup}: expected 0 or more"

@@ -96,7 +96,8 @@ class Critic(nn.Module):
         for running, key in zip(self.stats, self.encoder.vector_keys, strict=True):
             assert isinstance(running, RunningStats)
             running.update(obs[key][:, -1].flatten(1).float())
-            self.normalizer.set_stats(f"obs/{key}", running.to_stats(self._specs[key].shape))
+            if running.count > 0:
+                self.normalizer.set_stats(f"obs/{key}", running.to_stats(self._specs[key].shape))
 
 
 def _orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:

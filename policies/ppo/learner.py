@@ -88,7 +88,7 @@ class Learner:
             if train_actor and self._after_epoch((sums["kl"] - kl_sum) / max(1.0, sums["terms"] - terms)):
                 break
             kl_sum, terms = sums.get("kl", 0.0), sums.get("terms", 0.0)
-        fixed = self._fix_up(samples, before, draws, *key) if before is not None else {}
+        fixed = self._fix_up(samples, before) if before is not None else {}
         return {**self._report(tally, samples), **fixed, "lr": self.lr, "epochs": float(epochs_done)}
 
     def state(self) -> dict[str, Tensor]:
@@ -181,7 +181,7 @@ class Learner:
             loss = loss + (found.penalty * s.valid).sum() / count
         for regulariser in self._regularisers:
             term = regulariser(self._likelihood, s.obs, s.record, found, draws) / self._processes.count
-            tally.add({f"hold_{regulariser.name}": term.detach() * count})
+            tally.add({regulariser.name: term.detach() * count})
             loss = loss + term
         return loss
 
@@ -203,22 +203,22 @@ class Learner:
         self._region.begin()
         parts = []
         with torch.no_grad():
-            for index in torch.arange(len(samples.valid), device=samples.valid.device).tensor_split(self._n_parts):
+            for index in self._in_order(samples):
                 found = self._evaluate(samples.rows(index))
                 parts.append(() if found.mean is None or found.std is None else (found.mean, found.std))
         return tuple(torch.cat(x) for x in zip(*parts, strict=True))
 
-    @property
-    def _n_parts(self) -> int:
-        return self._config.minibatches
+    def _in_order(self, samples: Samples) -> Sequence[Tensor]:
+        """Rows of all decisions in parts as large as a minibatch."""
+        return torch.arange(len(samples.valid), device=samples.valid.device).tensor_split(self._config.minibatches)
 
-    def _fix_up(self, samples: Samples, before: tuple[Tensor, ...], draws: Draws, *key: int) -> dict[str, float]:
+    def _fix_up(self, samples: Samples, before: tuple[Tensor, ...]) -> dict[str, float]:
         """Steps on the divergence alone until every decision is within the bound; how many it took."""
         assert self._region is not None
-        steps, share, passes = 0, 0.0, 0
+        steps, passes = 0, 0
         while True:
             largest = 0.0
-            for index in torch.arange(len(samples.valid), device=samples.valid.device).tensor_split(self._n_parts):
+            for index in self._in_order(samples):
                 s, old = samples.rows(index), tuple(x[index] for x in before)
                 with torch.set_grad_enabled(passes < _FIX_PASSES):
                     kl = divergence(self._evaluate(s), *_pair(old), s.mask)
@@ -232,8 +232,7 @@ class Learner:
                 break
             passes += 1
             if passes > _FIX_PASSES:
-                share = 0.5 if passes < _FIX_PASSES + _HALVINGS else 1.0
-                self._region.step_back(share)
+                self._region.step_back(0.5 if passes < _FIX_PASSES + _HALVINGS else 1.0)
         return {
             "largest_kl": largest, "fix_up_steps": float(steps), "trust_region_weight": self._region.weight,
         }  # fmt: skip
@@ -244,8 +243,9 @@ class Learner:
         if optimizer is self.actor_optimizer:
             optimizer.param_groups[0]["lr"] = self.lr
         norm = clip_gradients(params, bound)
-        if bool(torch.isfinite(norm)):  # a step that is not finite is left out; the report shows its norm
-            optimizer.step()
+        # A step that is not finite is left out, by the kernel: asking would stall a GPU. The report shows the norm.
+        optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+        optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm.detach()
 

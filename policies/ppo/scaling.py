@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from visuomotor.data.normalize import ArrayStats
+from visuomotor.policies.ppo.processes import Processes
 
 __all__ = ["ReturnScale", "RunningStats"]
 
@@ -82,12 +83,15 @@ class ReturnScale(nn.Module):
         return (reward / self.scale.clamp_min(1e-8)).clamp(-self._bound, self._bound) if self.scale > 0 else reward
 
     @torch.no_grad()
-    def update(self, reward: Tensor, discount: Tensor, ended: Tensor) -> None:
-        """Take in a block ``[T, N]``: rewards of decisions, their ``gamma^n``, and where an episode ended."""
+    def update(self, reward: Tensor, discount: Tensor, ended: Tensor, processes: Processes) -> None:
+        """Take in a block ``[T, N]``: rewards of decisions, their ``gamma^n``, and where an episode ended.
+
+        The scale is that of the worlds of all ``processes``.
+        """
         seen = []
         for r, g, end in zip(reward, discount, ended, strict=True):
             self.running.mul_(g).add_(r)
             seen.append(self.running.clone())
             self.running.masked_fill_(end, 0.0)
-        self.stats.update(torch.stack(seen).reshape(-1, 1))
+        self.stats.update(processes.gather(torch.stack(seen).reshape(-1, 1)))
         self.scale.copy_(self.stats.std[0])

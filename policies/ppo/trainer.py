@@ -19,6 +19,7 @@ from visuomotor.policies.likelihoods.base import Likelihood
 from visuomotor.policies.ppo.config import PPOConfig
 from visuomotor.policies.ppo.critic import Critic
 from visuomotor.policies.ppo.learner import Learner
+from visuomotor.policies.ppo.processes import Processes
 from visuomotor.policies.ppo.regularisers import Regulariser
 from visuomotor.policies.ppo.rollout import Collector, Rollout
 from visuomotor.policies.ppo.scaling import ReturnScale, RunningStats
@@ -78,15 +79,16 @@ class PPOTrainer:
     ) -> None:  # fmt: skip
         device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
         self.env, self.likelihood, self.critic = env, likelihood.to(device), critic.to(device)
-        self._config, self._budget, self._seed, self._accelerator = config, budget, seed, accelerator
+        self._config, self._budget, self._seed, self._processes = config, budget, seed, Processes(accelerator)
         self._draws = Draws(seed, device=device, rank=rank, world_size=world)
         self.scale = ReturnScale(env.num_envs).to(device)
         encoder = likelihood.policy.encoder
         self._stats = {k: RunningStats(likelihood.policy.spec.obs[k].size) for k in encoder.vector_keys}
         self._stats = {k: v.to(device) for k, v in self._stats.items()} if learn_statistics else {}
         self.collector = Collector(
-            env, self.likelihood, self.critic, gamma=config.gamma, bound=config.action_bound, seed=seed, rank=rank
-        )
+            env, self.likelihood, self.critic, gamma=config.gamma, bound=config.action_bound, seed=seed, rank=rank,
+            stagger=config.stagger, image_shift=config.image_shift,
+        )  # fmt: skip
         self.learner = Learner(self.likelihood, self.critic, config, regularisers=regularisers, accelerator=accelerator)
         self.updates_done, self.env_steps, self.seconds = 0, 0, 0.0
 
@@ -102,9 +104,7 @@ class PPOTrainer:
             learnt = self.learner.update(scaled, self._draws, self._seed, _UPDATE, update, share_done=self.share_done)
             self._update_statistics(rollout)
             self.updates_done += 1
-            self.env_steps += int(self._sum(torch.tensor(rollout.steps)))
             now = time.perf_counter()
-            self.seconds += now - start
             metrics = learnt | self._report(rollout, now - start, learn=now - gathered)
             done, stopping = self.share_done >= 1.0, self._agree(stop.requested)
             event = UpdateEvent(self.updates_done, self.env_steps, self.share_done, metrics, done, stopping)
@@ -169,39 +169,38 @@ class PPOTrainer:
         return scaled
 
     def _update_scale(self, rollout: Rollout) -> None:
-        self.scale.update(rollout.reward, rollout.discount, rollout.terminated | rollout.truncated)
+        ended = rollout.terminated | rollout.truncated
+        self.scale.update(rollout.reward, rollout.discount, ended, self._processes)
 
     def _update_statistics(self, rollout: Rollout) -> None:
         """Between updates only: inside one, the ratio would not begin at 1."""
-        seen = {k: self._gather(v.flatten(0, 1)) for k, v in rollout.obs.items() if k in self._keys()}
+        keys = {*self.critic.encoder.vector_keys, *self._stats}
+        seen = {k: self._processes.gather(v[:, :, -1:].flatten(0, 1)) for k, v in rollout.obs.items() if k in keys}
         self.critic.observe({k: seen[k] for k in self.critic.encoder.vector_keys})
         normalizer, specs = self.likelihood.policy.normalizer, self.likelihood.policy.spec.obs
         for key, stats in self._stats.items():
             stats.update(seen[key][:, -1].flatten(1).float())
-            normalizer.set_stats(f"obs/{key}", stats.to_stats(specs[key].shape))
-
-    def _keys(self) -> set[str]:
-        return {*self.critic.encoder.vector_keys, *self._stats}
+            if stats.count > 0:
+                normalizer.set_stats(f"obs/{key}", stats.to_stats(specs[key].shape))
 
     def _report(self, r: Rollout, seconds: float, *, learn: float) -> dict[str, float]:
-        out = {"env_steps": float(self.env_steps), "steps_per_s": r.steps * self._accelerator.num_processes / seconds}
-        out |= {f"share_{k}": v / seconds for k, v in {**r.seconds, "learn": learn}.items()}
-        out["finished"] = float(len(r.finished))
-        for name in ("return", "length", "success"):
-            if r.finished:
-                out[name] = sum(e[name] for e in r.finished) / len(r.finished)
+        """Count what was done; the processes agree on all of it, and so on when the budget is spent."""
+        shares = [*r.seconds.values(), learn, seconds]
+        mine = torch.cat([torch.tensor([float(r.steps), *shares], dtype=torch.float64), r.episodes.cpu()])
+        steps, *parts = self._processes.sum(mine).tolist()
+        *parts, finished, returns, lengths, successes = parts
+        parts = [x / self._processes.count for x in parts]
+        self.env_steps += int(steps)
+        self.seconds += parts[-1]
+        out = {"env_steps": float(self.env_steps), "steps_per_s": steps / parts[-1], "finished": finished}
+        out |= {f"share_{k}": v / parts[-1] for k, v in zip([*r.seconds, "learn"], parts, strict=False)}
+        if finished:
+            out |= {"return": returns / finished, "length": lengths / finished, "success": successes / finished}
         return out
 
     def _agree(self, stopping: bool) -> bool:
         """Whether any process wants to stop."""
-        return bool(self._sum(torch.tensor(float(stopping))) > 0)
-
-    def _sum(self, x: Tensor) -> Tensor:
-        a = self._accelerator
-        return x if a.num_processes == 1 else a.reduce(x.to(a.device), reduction="sum")
-
-    def _gather(self, x: Tensor) -> Tensor:
-        return x if self._accelerator.num_processes == 1 else self._accelerator.gather(x)
+        return bool(self._processes.sum(torch.tensor(float(stopping))) > 0)
 
 
 def _flatten(snapshot: EnvSnapshot) -> dict[str, Tensor]:

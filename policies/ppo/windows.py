@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from visuomotor.envs.base import ChunkStep, Obs, Step
 
-__all__ = ["Windows", "as_chunk"]
+__all__ = ["Windows", "as_chunk", "moved"]
 
 
 class Windows:
@@ -63,6 +65,16 @@ def as_chunk(step: Step) -> ChunkStep:
         history={k: v[:, None] for k, v in step.final_obs.items()},
         info={k: v[:, None] for k, v in step.info.items()},
     )
+
+
+def moved(step: ChunkStep, device: torch.device) -> ChunkStep:
+    """The same on ``device``, for a policy that does not live where the worlds do."""
+    parts: dict[str, Any] = {f.name: getattr(step, f.name) for f in fields(step)}
+    for name, value in parts.items():
+        parts[name] = (
+            {k: v.to(device) for k, v in value.items()} if isinstance(value, Mapping) else value.to(device)
+        )  # fmt: skip
+    return ChunkStep(**parts)
 
 
 def _repeat(x: Tensor, n: int) -> Tensor:

@@ -15,7 +15,7 @@ from visuomotor.configs.schema import TrainConfig
 from visuomotor.data.cache import TrainingCache, load_cache
 from visuomotor.data.describe import describe
 from visuomotor.data.errors import ConfigError, DataError, nearest
-from visuomotor.data.mixture import MixtureConfig, check_member, join_caches
+from visuomotor.data.mixture import MixtureConfig, check_member, episode_weights, join_caches
 from visuomotor.data.store import DemoStore
 from visuomotor.data.texts import encode_texts
 from visuomotor.policies.spec import PolicySpec
@@ -33,11 +33,13 @@ class Mixed:
     first_episode: list[int]
     names: list[str]
     masks: Tensor | None
+    weights: np.ndarray | None
 
 
 def load_mixture(
     config: TrainConfig, spec: PolicySpec, cache: TrainingCache, texts: Mapping[str, Tensor],
-    document: Mapping[str, Any], device: torch.device, progress: Callable[[str, int, int], None],
+    document: Mapping[str, Any], weights: np.ndarray | None, device: torch.device,
+    progress: Callable[[str, int, int], None],
 ) -> Mixed:  # fmt: skip
     """Add the stores of ``data.mixture`` to the first one, of which the other arguments are.
 
@@ -48,7 +50,7 @@ def load_mixture(
     keys = list(dict.fromkeys([*config.obs.store_keys, spec.action_key]))
     specs = {k: spec.obs[k] if k in spec.obs else spec.obs[f"goal/{k}"] for k in keys if k != spec.action_key}
     specs[spec.action_key] = spec.action
-    caches, tables, documents = [cache], [dict(texts)], [dict(document)]
+    caches, tables, documents, drawn = [cache], [dict(texts)], [dict(document)], [weights]
     for member in config.data.mixture:
         with DemoStore.open(member.path) as store:
             for theirs, ours in member.rename.items():
@@ -67,6 +69,7 @@ def load_mixture(
             caches.append(load_cache(store, keys, config.data.cache, device, progress))
             tables.append({k: _texts(k, store, member, config.obs.text.length) for k in texts})
             documents.append(describe(store))
+            drawn.append(_weights(config, store, member))
     joint, masks = join_caches(caches, specs, [None, *config.data.mixture], spec.action_key)
     whole = {
         **document,
@@ -77,14 +80,23 @@ def load_mixture(
     first = np.concatenate([[0], np.cumsum([len(c.episode_ends) for c in caches])[:-1]])
     merged = {k: torch.cat([t[k] for t in tables]) for k in texts}
     names = [config.data.path, *(m.path for m in config.data.mixture)]
-    return Mixed(joint, merged, whole, first.tolist(), names, masks)
+    given = [w for w in drawn if w is not None]
+    return Mixed(joint, merged, whole, first.tolist(), names, masks, np.concatenate(given) if given else None)
+
+
+def _weights(config: TrainConfig, store: DemoStore, member: MixtureConfig) -> np.ndarray | None:
+    column = config.data.weight_column
+    return None if column is None else episode_weights(store, _theirs(column, member))
+
+
+def _theirs(name: str, member: MixtureConfig) -> str:
+    return {ours: theirs for theirs, ours in member.rename.items()}.get(name, name)
 
 
 def _texts(key: str, store: DemoStore, member: MixtureConfig, length: int) -> Tensor:
     """The text of every episode, ``[E, L]`` uint8."""
     columns = store.episode_columns
-    renamed = {ours: theirs for theirs, ours in member.rename.items()}
-    name = renamed.get(key, key)
+    name = _theirs(key, member)
     if name in columns:
         values = [str(v) for v in columns[name]]
     elif key in member.texts:

@@ -42,6 +42,8 @@ class DataConfig:
         episodes: train on that many of the training episodes, chosen by seed; null takes all.
         mixture: further stores to train on; the policy is for the robot of ``path``.
         weight: share of the windows of ``path`` relative to those of ``mixture``.
+        weight_column: per-episode column by which episodes are drawn: in proportion to it, 0 never; null draws all
+            windows alike.
         cache: where the flat training arrays live.
     """
 
@@ -52,6 +54,7 @@ class DataConfig:
     episodes: int | None = None
     mixture: list[MixtureConfig] = field(default_factory=list)
     weight: float = 1.0
+    weight_column: str | None = None
     cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
@@ -63,6 +66,8 @@ class DataConfig:
             raise ConfigError(f"data.weight={self.weight}: expected more than 0")
         if self.mixture and self.cache.mode == "stream":
             raise ConfigError("data.cache.mode=stream serves one store: merge the stores of data.mixture first")
+        if self.weight_column is not None and self.cache.mode == "stream":
+            raise ConfigError("data.cache.mode=stream reads every episode once an epoch: it has no data.weight_column")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -23,7 +23,7 @@ from visuomotor.data.cache import TrainingCache, load_cache
 from visuomotor.data.describe import describe
 from visuomotor.data.errors import DataError, nearest
 from visuomotor.data.ingest import plan_array
-from visuomotor.data.mixture import MixtureOrder, slots
+from visuomotor.data.mixture import MixtureOrder, episode_weights, slots
 from visuomotor.data.store import DemoStore
 from visuomotor.data.streaming import EpisodeStream, StreamedRows, StreamingSource, is_streamed
 from visuomotor.data.texts import encode_texts
@@ -59,6 +59,7 @@ class _Loaded:
     names: list[str]
     masks: Tensor | None = None
     stream: EpisodeStream | None = None
+    weights: np.ndarray | None = None  # [E]
 
 
 def load_training_data(config: TrainConfig, accelerator: Accelerator, console: Console) -> TrainingData:
@@ -97,6 +98,13 @@ def load_training_data(config: TrainConfig, accelerator: Accelerator, console: C
         highlight=False,
         soft_wrap=True,
     )
+    if loaded.weights is not None:
+        used = loaded.weights[train_episodes]
+        console.print(
+            f"windows are drawn by {config.data.weight_column}: {used.min():g} to {used.max():g}, "
+            f"{int((used == 0).sum())} training episodes never",
+            highlight=False,
+        )
     for member in document.get("mixture", []):
         console.print("{slots} windows a batch of {path}: {n_episodes} episodes".format(**member), highlight=False)
     if skipped:
@@ -121,19 +129,25 @@ def _load(config: TrainConfig, accelerator: Accelerator, console: Console) -> _L
         cached = [k for k in keys if stream is None or k not in stream.keys]
         cache = load_cache(store, cached, config.data.cache, accelerator.device, progress)
         texts, document = text_tables(config.obs, store), describe(store)
+        weights = None if config.data.weight_column is None else episode_weights(store, config.data.weight_column)
     finally:
         if config.data.cache.mode != "stream":
             store.close()
-    loaded = _Loaded(spec, cache, texts, document, [0], [config.data.path], stream=stream)
+    loaded = _Loaded(spec, cache, texts, document, [0], [config.data.path], None, stream, weights)
     if stream is not None:
         rows = {k: StreamedRows(stream, k) for k in stream.keys}
         reason = f"{', '.join(rows)} by a buffer of {2 * stream.group_bytes / 1e9:.3f} GB; {cache.reason}"
         loaded = replace(loaded, cache=replace(cache, placement="stream", reason=reason, rows=rows))
     if config.data.mixture:
-        mixed = load_mixture(config, spec, cache, texts, document, accelerator.device, progress)
-        loaded = _Loaded(spec, mixed.cache, mixed.texts, mixed.document, mixed.first_episode, mixed.names, mixed.masks)
+        mixed = load_mixture(config, spec, cache, texts, document, weights, accelerator.device, progress)
+        loaded = _Loaded(
+            spec, mixed.cache, mixed.texts, mixed.document, mixed.first_episode, mixed.names, mixed.masks,
+            weights=mixed.weights,
+        )  # fmt: skip
     document = loaded.document
     document["signature"] = _signature(loaded.cache, document, keys, loaded.texts)
+    if loaded.weights is not None:
+        document["signature"] += f"-weights{hashlib.sha256(loaded.weights.tobytes()).hexdigest()[:8]}"
     if stream is not None:  # the buffer decides the order of the windows
         document["signature"] += f"-stream{config.data.cache.buffer_gb:g}"
     return loaded
@@ -170,13 +184,14 @@ def _split(config: TrainConfig, loaded: _Loaded) -> tuple[np.ndarray, np.ndarray
 
 
 def _order(config: TrainConfig, loaded: _Loaded, table: WindowTable, document: dict[str, Any]) -> MixtureOrder | None:
-    if not config.data.mixture:
+    if not config.data.mixture and loaded.weights is None:
         return None
     weights = [config.data.weight, *(m.weight for m in config.data.mixture)]
     count = slots(weights, config.train.batch_size, loaded.names)
-    for member, n in zip(document["mixture"], count.tolist(), strict=True):
-        member["slots"] = n
-    return MixtureOrder.of_table(table, loaded.first_episode, count, config.seed, loaded.names)
+    if config.data.mixture:
+        for member, n in zip(document["mixture"], count.tolist(), strict=True):
+            member["slots"] = n
+    return MixtureOrder.of_table(table, loaded.first_episode, count, config.seed, loaded.names, loaded.weights)
 
 
 def text_tables(obs: ObservationConfig, store: DemoStore) -> dict[str, Tensor]:

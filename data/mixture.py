@@ -6,7 +6,8 @@ components of its actions get no gradient; a store with more components than the
 normalisation are joint: over the steps of all stores, in the units of the arrays.
 
 A batch has a fixed number of windows of each store, by the weights, at places drawn by ``(seed, step)``; within a store
-every window comes once before any comes again. So a resumed run, and ranks, see what one uninterrupted process sees.
+every window comes once before any comes again, or episodes that have weights of their own are drawn in proportion to
+them. So a resumed run, and ranks, see what one uninterrupted process sees.
 """
 
 from __future__ import annotations
@@ -21,11 +22,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visuomotor.data.cache import TrainingCache
-from visuomotor.data.errors import ConfigError, DataError
+from visuomotor.data.errors import ConfigError, DataError, nearest
+from visuomotor.data.reader import StoreReader
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.windows import WindowTable
 
-__all__ = ["JoinedRows", "MixtureConfig", "MixtureOrder", "check_member", "join_caches", "slots"]
+__all__ = [
+    "JoinedRows",
+    "MixtureConfig",
+    "MixtureOrder",
+    "check_member",
+    "episode_weights",
+    "join_caches",
+    "slots",
+]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,7 +45,7 @@ class MixtureConfig:
     Attributes:
         path: the store.
         weight: share of its windows relative to the others; that of the first store is ``data.weight``.
-        rename: ``{name in this store: name in the first}``, for arrays and text columns.
+        rename: ``{name in this store: name in the first}``, for arrays and columns.
         dims: ``{array: places}``: where the components of a narrower vector go; the first places where not given.
         texts: ``{column: text}`` for all episodes, where the store has no such column.
     """
@@ -79,10 +89,18 @@ class MixtureOrder:
         windows: indices of the windows of each store.
         count: windows of each store in a batch (:func:`slots`).
         seed: 0 or more.
+        weights: of these windows, more than 0: a batch then has each as often, on average, as its weight is a share of
+            the store's sum. The n draws of a batch are stratified, one from each n-th of the sum: what any run of
+            windows, such as an episode, has in a batch is off by less than two. None: every window once before any
+            again.
     """
 
-    def __init__(self, windows: Sequence[NDArray[np.int64]], count: NDArray[np.int64], seed: int) -> None:
+    def __init__(
+        self, windows: Sequence[NDArray[np.int64]], count: NDArray[np.int64], seed: int,
+        weights: Sequence[NDArray[np.float64]] | None = None,
+    ) -> None:  # fmt: skip
         self._windows, self._count, self._seed = list(windows), count, seed
+        self._sums = None if weights is None else [np.cumsum(w) for w in weights]
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def __call__(self, step: int) -> NDArray[np.int64]:
@@ -91,8 +109,15 @@ class MixtureOrder:
         )
         out = np.empty(len(member), np.int64)
         for i, n in enumerate(self._count.tolist()):
-            out[member == i] = self._of(i, step * n, n)
+            out[member == i] = self._of(i, step * n, n) if self._sums is None else self._drawn(i, step, n)
         return out
+
+    def _drawn(self, member: int, step: int, n: int) -> NDArray[np.int64]:
+        assert self._sums is not None
+        rng, sums = np.random.default_rng([self._seed, step, 8, member]), self._sums[member]
+        at = (rng.permutation(n) + rng.random(n)) / n * sums[-1]
+        place = np.minimum(np.searchsorted(sums, at, side="right"), len(sums) - 1)  # rounding may reach the sum itself
+        return self._windows[member][place]
 
     def _of(self, member: int, first: int, n: int) -> NDArray[np.int64]:
         size = len(self._windows[member])
@@ -110,19 +135,46 @@ class MixtureOrder:
     @classmethod
     def of_table(
         cls, table: WindowTable, first_episode: Sequence[int], count: NDArray[np.int64], seed: int,
-        names: Sequence[str],
+        names: Sequence[str], weights: NDArray[np.float64] | None = None,
     ) -> MixtureOrder:  # fmt: skip
         """The order over ``table``, where store ``i`` has the episodes from ``first_episode[i]`` on.
 
+        ``weights [E]`` are those of the episodes, 0 or more; all windows of an episode have its weight.
+
         Raises:
-            DataError: a store has no window.
+            DataError: a store has no window, or none of a weight above 0.
         """
         member = np.searchsorted(np.asarray(first_episode), table.episode, side="right") - 1
         windows = [np.flatnonzero(member == i) for i in range(len(first_episode))]
         for w, name in zip(windows, names, strict=True):
             if not len(w):
                 raise DataError(f"{name}: no training episode is long enough for a window")
-        return cls(windows, count, seed)
+        if weights is None:
+            return cls(windows, count, seed)
+        used = [w[weights[table.episode[w]] > 0] for w in windows]
+        for w, name in zip(used, names, strict=True):
+            if not len(w):
+                raise DataError(f"{name}: all training episodes that are long enough for a window have the weight 0")
+        return cls(used, count, seed, [weights[table.episode[w]] for w in used])
+
+
+def episode_weights(store: StoreReader, column: str) -> NDArray[np.float64]:
+    """What a column says of how much each episode counts: float64 ``[E]``; true is 1, false 0.
+
+    Raises:
+        DataError: no such column, one of texts, or a value that is negative or not finite.
+    """
+    columns = store.episode_columns
+    if column not in columns:
+        raise DataError(f"{store.path} has no column meta/{column}. {nearest(column, columns)}")
+    if columns[column].dtype.kind not in "biuf":
+        raise DataError(f"{store.path}: the column {column!r} holds texts: weights are numbers, or true and false")
+    weights = columns[column].astype(np.float64)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        i = int(bad[0])
+        raise DataError(f"{store.path}: the weight {column!r} of episode {i} is {weights[i]:g}: expected 0 or more")
+    return weights
 
 
 def check_member(first: Mapping[str, ArraySpec], other: Mapping[str, ArraySpec], config: MixtureConfig) -> None:

@@ -14,7 +14,7 @@ from visuomotor.policies.base import ChunkSizes, Head, HeadConfig, NetFn
 from visuomotor.policies.draws import Draws
 from visuomotor.policies.heads.quantizer import ResidualQuantizer
 
-__all__ = ["CarpConfig", "CarpHead"]
+__all__ = ["CarpConfig", "CarpHead", "draw_codes"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -118,24 +118,39 @@ class CarpHead(Head):
         return self.passes
 
     def sample(self, net: NetFn, noise: Tensor) -> Tensor:
-        *coarse, last = net.at(self._times)
+        c = self.config
+        *coarse, last = net.at(self.times)
         x = torch.zeros_like(noise[:, 0])
         for k, net_at_k in enumerate(coarse):
-            length = self.quantizer.lengths[k]
-            features = self._pool[k, :length] @ net_at_k(x)[..., : self.config.width].float()
-            codes = self._draw(self.choose[k](features).float(), noise[:, k].flatten(1)[:, :length])
-            x = x + self.quantizer.decode(codes, k)
-        return x + self.residual_std * last(x)[..., self.config.width :].float()
+            logits = self.logits(net_at_k(x), k)
+            z = noise[:, k].flatten(1)[:, : logits.shape[1]]
+            x = x + self.quantizer.decode(draw_codes(logits, z, temperature=c.temperature, top_k=c.top_k), k)
+        return x + self.rest(last(x))
+
+    @property
+    def times(self) -> Tensor:
+        """Time of each pass, ``[K + 1]``: one for every scale and the last for what they leave over."""
+        return self._times
+
+    def logits(self, out: Tensor, k: int) -> Tensor:
+        """Of the codes of scale ``k``, ``[B, lengths[k], V]``, from the output ``[B, H, Do]`` of the net in pass ``k``."""
+        features = self._pool[k, : self.quantizer.lengths[k]] @ out[..., : self.config.width].float()
+        logits: Tensor = self.choose[k](features)
+        return logits.float()
+
+    def rest(self, out: Tensor) -> Tensor:
+        """What the codes leave over, ``[B, H, Da]``, from the network's output ``[B, H, Do]`` in the last pass."""
+        return self.residual_std * out[..., self.config.width :].float()
 
     def uncertainty(self, net: NetFn, action: Tensor) -> Tensor:
         """Negative log-likelihood of the chunk's codes [nat], and of the rest as a Gaussian (without its constant)."""
         codes, sums = self.quantizer.encode(action)
         total = action.new_zeros(len(action))
         for k, length in enumerate(self.quantizer.lengths):
-            which = self._times[k].expand(len(action))
+            which = self.times[k].expand(len(action))
             surprise = self._surprise(net(sums[:, k], which).float(), codes[:, k], which, 0.0)
             total = total + surprise[:, :length].sum(1)
-        rest = net(sums[:, -1], self._times[-1].expand(len(action)))[..., self.config.width :].float()
+        rest = net(sums[:, -1], self.times[-1].expand(len(action)))[..., self.config.width :].float()
         return total + 0.5 * (rest - (action - sums[:, -1]) / self.residual_std).square().sum((1, 2))
 
     def _surprise(self, out: Tensor, codes: Tensor, scale: Tensor, smoothing: float) -> Tensor:
@@ -148,17 +163,17 @@ class CarpHead(Head):
         surprise = F.cross_entropy(logits, codes.flatten(), reduction="none", label_smoothing=smoothing)
         return surprise.view_as(codes)
 
-    def _draw(self, logits: Tensor, noise: Tensor) -> Tensor:
-        """Codes ``[B, L]`` from ``logits [B, L, V]`` by inverting their distribution at ``noise [B, L]``'s quantile."""
-        c = self.config
-        if c.temperature == 0.0:
-            return logits.argmax(-1)
-        if c.top_k is not None:
-            logits = logits.masked_fill(logits < logits.topk(c.top_k).values[..., -1:], -torch.inf)
-        cumulative = (logits / c.temperature).softmax(-1).cumsum(-1)
-        u = (0.5 + 0.5 * torch.erf(noise.float() / math.sqrt(2.0))).clamp(max=1.0 - 1e-6)
-        below = cumulative <= u[..., None] * cumulative[..., -1:]
-        return below.sum(-1).clamp(max=c.codes - 1)
+
+def draw_codes(logits: Tensor, noise: Tensor, *, temperature: float, top_k: int | None = None) -> Tensor:
+    """Codes ``[B, L]`` from ``logits [B, L, V]`` by inverting their distribution at ``noise [B, L]``'s quantile."""
+    if temperature == 0.0:
+        return logits.argmax(-1)
+    if top_k is not None:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -torch.inf)
+    cumulative = (logits / temperature).softmax(-1).cumsum(-1)
+    u = (0.5 + 0.5 * torch.erf(noise.float() / math.sqrt(2.0))).clamp(max=1.0 - 1e-6)
+    below = cumulative <= u[..., None] * cumulative[..., -1:]
+    return below.sum(-1).clamp(max=logits.shape[-1] - 1)
 
 
 def _parts(chunks: Tensor, noise: Tensor, size: int = 4096) -> list[tuple[Tensor, Tensor]]:

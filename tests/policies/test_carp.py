@@ -11,7 +11,7 @@ from visuomotor.data.errors import ConfigError
 from visuomotor.policies.base import ChunkSizes, NetSizes, Observed
 from visuomotor.policies.conditioned import ConditionedNet
 from visuomotor.policies.draws import Draws
-from visuomotor.policies.heads.carp import CarpConfig, CarpHead
+from visuomotor.policies.heads.carp import CarpConfig, CarpHead, draw_codes
 from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
 
 SIZES = ChunkSizes(action_dim=2, horizon=8, n_obs=2, feature_dim=3)
@@ -97,18 +97,16 @@ def test_a_net_that_knows_nothing_pays_the_logarithm_of_the_number_of_codes(func
 
 
 def test_codes_are_drawn_by_inverting_their_distribution():
-    head = _head(codes=4, temperature=1.0)
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(1, 4, 4)
     # Normal quantiles of 0.05, 0.25, 0.55, 0.95: one inside each code's share of [0, 1].
     noise = torch.tensor([[-1.6449, -0.6745, 0.1257, 1.6449]])
-    assert head._draw(logits, noise).tolist() == [[0, 1, 2, 3]]
-    assert head._draw(logits, torch.tensor([[-9.0, 9.0, 40.0, -40.0]])).tolist() == [[0, 3, 3, 0]]
-    head.config.top_k = 2  # 3/7 and 4/7 of the codes 2 and 3
-    assert head._draw(logits, noise).tolist() == [[2, 2, 2 if 0.55 < 3 / 7 else 3, 3]]
-    head.config.temperature = 0.0
-    assert head._draw(logits, noise).tolist() == [[3, 3, 3, 3]]
-    head.config.temperature, head.config.top_k = 1.0, None
-    many = head._draw(logits[:, :1].expand(1, 20000, 4), Draws(0).normal((1, 20000)))
+    assert draw_codes(logits, noise, temperature=1.0).tolist() == [[0, 1, 2, 3]]
+    far = torch.tensor([[-9.0, 9.0, 40.0, -40.0]])
+    assert draw_codes(logits, far, temperature=1.0).tolist() == [[0, 3, 3, 0]]
+    # 3/7 and 4/7 of the codes 2 and 3
+    assert draw_codes(logits, noise, temperature=1.0, top_k=2).tolist() == [[2, 2, 3, 3]]
+    assert draw_codes(logits, noise, temperature=0.0, top_k=2).tolist() == [[3, 3, 3, 3]]
+    many = draw_codes(logits[:, :1].expand(1, 20000, 4), Draws(0).normal((1, 20000)), temperature=1.0)
     assert many.flatten().bincount().div(20000).tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.01)
 
 

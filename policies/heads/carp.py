@@ -133,13 +133,13 @@ class CarpHead(Head):
         return self._times
 
     def logits(self, out: Tensor, k: int) -> Tensor:
-        """Of the codes of scale ``k``, ``[B, lengths[k], V]``, from the output ``[B, H, Do]`` of the net in pass ``k``."""
+        """Of the codes of scale ``k``, ``[B, lengths[k], V]``, from an output ``[B, H, Do]`` of the net in pass ``k``."""
         features = self._pool[k, : self.quantizer.lengths[k]] @ out[..., : self.config.width].float()
         logits: Tensor = self.choose[k](features)
         return logits.float()
 
     def rest(self, out: Tensor) -> Tensor:
-        """What the codes leave over, ``[B, H, Da]``, from the network's output ``[B, H, Do]`` in the last pass."""
+        """What the codes leave over, ``[B, H, Da]``, from what the net put out in the last pass, ``[B, H, Do]``."""
         return self.residual_std * out[..., self.config.width :].float()
 
     def uncertainty(self, net: NetFn, action: Tensor) -> Tensor:

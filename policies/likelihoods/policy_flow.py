@@ -20,8 +20,8 @@ What is implemented, in this framework's convention (noise ``z`` at t = 1, clean
 Taken from summaries, reviews and reimplementations of the paper, not from its text: the mean in the regulariser is what
 its released code is reported to do (the paper writes the squared norm), and its eq. 16 is reported to have ``v_then``
 in both places, which would have no gradient. Drawing the times once for a decision instead of anew for each minibatch
-is ours (what the network said then is recorded, where the paper keeps a copy of the network). The proof of the error bound
-(of the order of the clip range) could not be seen.
+is ours (what the network said then is recorded, where the paper keeps a copy of it). The proof of the error bound (of
+the order of the clip range) could not be seen.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ class CarpHead(Head):
         return self._times
 
     def logits(self, out: Tensor, k: int) -> Tensor:
-        """Of the codes of scale ``k``, ``[B, lengths[k], V]``, from an output ``[B, H, Do]`` of the net in pass ``k``."""
+        """Of the codes of scale ``k``, ``[B, lengths[k], V]``, of an output ``[B, H, Do]`` of the net in pass ``k``."""
         features = self._pool[k, : self.quantizer.lengths[k]] @ out[..., : self.config.width].float()
         logits: Tensor = self.choose[k](features)
         return logits.float()

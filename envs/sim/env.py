@@ -70,8 +70,8 @@ class SimVecEnv(VecEnv):
         self.max_episode_steps = config.max_episode_steps or task.max_episode_steps
         self._config = config
         self._random = WorldRandom(num_envs, self.device, config.seed)
-        self.world = World(self.sim, self._random)
-        self.control = task.bind(self.world)
+        self.control = task.bind(World(self.sim, self._random))
+        self.world = World(self.sim, self._random, self._kept())
         self.action_spec, self.action_low, self.action_high = self.control.spec, self.control.low, self.control.high
         self._action_shape = torch.Size([num_envs, self.action_spec.size])
         self.events = EventSchedule(events, self.world, 1.0 / task.fps)
@@ -99,14 +99,7 @@ class SimVecEnv(VecEnv):
             raise UserError(f"mask is {mask.dtype} {list(mask.shape)}; expected torch.bool [{self.num_envs}]")
         worlds = self._everyone if mask is None else Selection(mask)
         if not worlds.is_empty:
-            draws = self._random.begin_episode(worlds, None if seeds is None else self._seeds(seeds))
-            self.sim.reset(worlds)
-            self.task.reset(worlds, draws)
-            self.events.reset(worlds, draws)
-            self.sim.forward(worlds)
-            self.control.reset(worlds)
-            worlds.put(self._elapsed, 0)
-            worlds.put(self._running, True)
+            self._begin(worlds, None if seeds is None else self._seeds(seeds))
         # worlds that diverged and were not chosen still show no NaN
         return self._observe(worlds is not self._everyone and self._any_of(self.sim.diverged()), drawn=mask)
 
@@ -118,7 +111,9 @@ class SimVecEnv(VecEnv):
         ended = s.terminated | s.truncated
         if self._may_ask and not bool(ended.any()):
             return s
-        return Step(self.reset(mask=ended), s.reward, s.terminated, s.truncated, s.final_obs, s.info)
+        self._begin(Selection(ended), None)
+        obs = self._observe(lost=False, drawn=ended)  # whoever diverged has ended
+        return Step(obs, s.reward, s.terminated, s.truncated, s.final_obs, s.info)
 
     def snapshot(self) -> EnvSnapshot:
         """Everything that decides how the worlds go on; on the CPU :meth:`restore` continues bit for bit."""
@@ -153,6 +148,18 @@ class SimVecEnv(VecEnv):
             self._cameras.close()
         self.sim.close()
 
+    def _begin(self, worlds: Selection, seeds: Tensor | None) -> None:
+        """New episodes."""
+        draws = self._random.begin_episode(worlds, seeds)
+        self.sim.reset(worlds)
+        self.task.reset(worlds, draws)
+        self.events.reset(worlds, draws)
+        self.sim.forward(worlds)
+        self.control.reset(worlds)
+        self.events.begin(worlds, draws)
+        worlds.put(self._elapsed, 0)
+        worlds.put(self._running, True)
+
     def _advance(self, action: Tensor, active: Tensor | None) -> Step:
         action = action.detach().to(self.device, torch.float32)
         if action.shape != self._action_shape:
@@ -182,7 +189,9 @@ class SimVecEnv(VecEnv):
             terminated, truncated, reward = terminated & active, truncated & active, reward * active
         if lost:
             self._lost += diverged & terminated
-        self._running &= ~(terminated | truncated)
+        ended = terminated | truncated
+        self._running &= ~ended
+        self.events.watch(success if active is None else success & active, ended)
         obs = self._observe(lost, active)
         return Step(obs, reward, terminated, truncated, obs, info)
 
@@ -212,10 +221,13 @@ class SimVecEnv(VecEnv):
                 raise UserError(f"seed {seed}: expected a whole number of 64 bits")
         return torch.tensor(list(seeds), dtype=torch.int64, device=self.device)
 
+    def _kept(self) -> dict[str, Tensor]:
+        parts = {"task": self.task.buffers(), "control": self.control.buffers()}
+        return {f"{part}.{k}": v for part, buffers in parts.items() for k, v in buffers.items()}
+
     def _buffers(self) -> dict[str, Tensor]:
         own = {"elapsed": self._elapsed, "running": self._running, "key": self._random.key}
-        parts = {"task": self.task.buffers(), "control": self.control.buffers(), "events": self.events.buffers()}
-        return own | {f"{part}.{k}": v for part, buffers in parts.items() for k, v in buffers.items()}
+        return own | self._kept() | {f"events.{k}": v for k, v in self.events.buffers().items()}
 
     def _check(self, action: Tensor, active: Tensor | None) -> None:
         running = self._running if active is None else self._running | ~active
@@ -230,10 +242,10 @@ class SimVecEnv(VecEnv):
             raise UserError(f"the action of world {i} is {action[i].tolist()}; expected finite numbers")
 
 
-def sim_factory(task: Callable[[Any], Task]) -> Callable[[Any, int], VecEnv]:
-    """What the registry needs of a simulated task: settings and a number of worlds to an environment."""
+def sim_factory(task: Callable[[Any], Task]) -> Callable[..., VecEnv]:
+    """What the registry needs of a simulated task: settings, a number of worlds and events to an environment."""
 
-    def make(config: Any, num_envs: int) -> VecEnv:
-        return SimVecEnv(task(config), config, num_envs)
+    def make(config: Any, num_envs: int, events: Sequence[Event] = ()) -> VecEnv:
+        return SimVecEnv(task(config), config, num_envs, events)
 
     return make

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,10 +22,11 @@ __all__ = ["RESET", "Draws", "WorldRandom"]
 RESET = 0  # domain of everything drawn at a reset; events that draw while an episode runs use 1 and up
 _M32 = 0xFFFFFFFF
 _BLOCK = 64
+_FEW = 16  # numbers, for which those of Python are faster than arrays
 
 
 def _mix(x: Words) -> Words:
-    """Bijection of 32-bit numbers, held in int64."""
+    """Bijection of 32-bit numbers, held in int64 or numbers of Python."""
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _M32
     x = x ^ (x >> 15)
@@ -34,15 +36,31 @@ def _mix(x: Words) -> Words:
 
 def _fold(key: Tensor, value: Tensor | int) -> Tensor:
     """Hash a number into a 64-bit key (two 32-bit halves)."""
-    low, high = _halves(words(key))
-    value = words(value) if isinstance(value, Tensor) else value
+    keys = words(key)
+    values = words(value) if isinstance(value, Tensor) else value
+    if isinstance(keys, np.ndarray) and key.shape[0] <= _FEW:
+        each = np.broadcast_to(values, key.shape).tolist()
+        return torch.tensor([_signed(_folded(k, v)) for k, v in zip(keys.tolist(), each, strict=True)])
+    return tensor(_folded(keys, values))
+
+
+def _folded(key: Words, value: Words) -> Words:
+    low, high = _halves(key)
     low = _mix((low ^ _mix((high + 0x9E3779B9) & _M32)) + (value & _M32) & _M32)
     high = _mix((high ^ low) + (value >> 32 & _M32) + 0x85EBCA6B & _M32)
-    return tensor((high << 32) | low)
+    return (high << 32) | low
+
+
+def _signed(x: int) -> int:
+    return x - 2**64 if x >> 63 else x
 
 
 def _halves(key: Words) -> tuple[Words, Words]:
     return key & _M32, (key >> 32) & _M32
+
+
+def _bits(count: Words, low: Words, high: Words) -> Words:
+    return _mix(_mix((count * 0x9E3779B9 & _M32) ^ low) ^ high)
 
 
 class Draws:
@@ -76,12 +94,17 @@ class Draws:
         return (self.uniform(shape) * high).long().clamp_(max=high - 1)
 
     def _take(self, m: int) -> Tensor:
+        if isinstance(self._low, np.ndarray) and self.n * m <= _FEW:
+            counts, keys = range(self._next, self._next + m), zip(self._low.flat, self._high.flat, strict=True)
+            rows = [[(_bits(c, int(low), int(high)) >> 8) * 2.0**-24 for c in counts] for low, high in keys]
+            self._next += m
+            return torch.tensor(rows, dtype=torch.float32).view(self.n, m)
         start = self._next - self._block_start
         if start + m > self._block.shape[1]:
             size = max(m, _BLOCK)
             count = words(torch.arange(self._next, self._next + size, device=self.device))
-            bits = _mix(_mix((count * 0x9E3779B9 & _M32) ^ self._low) ^ self._high)
-            self._block, self._block_start, start = tensor(bits >> 8).float() * 2.0**-24, self._next, 0
+            bits = tensor(_bits(count, self._low, self._high) >> 8)
+            self._block, self._block_start, start = bits.float() * 2.0**-24, self._next, 0
         self._next += m
         return self._block[:, start : start + m]
 

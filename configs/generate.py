@@ -42,6 +42,7 @@ class GenerateConfig:
         seed: other seeds give other demonstrations.
         workers: processes; -1 takes one a core, 0 none but this one. The result is the same.
         text: what a person would say to ask for it; null is the name of the task.
+        states: also record the state of the simulator, so that episodes of fine-tuning can begin in it.
     """
 
     task: str = MISSING
@@ -56,6 +57,7 @@ class GenerateConfig:
     seed: int = 0
     workers: int = -1
     text: str | None = None
+    states: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (("episodes", 1), ("hold", 0), ("seed", 0), ("workers", -1)):
@@ -79,7 +81,7 @@ def main(words: Sequence[str]) -> int:
     source = None if config.source is None else Path(config.source).expanduser()
     plan = DemoPlan(
         env=trained.env, diversity=config.diversity, noise=config.noise, slips=config.slips, hold=config.hold,
-        source=source,
+        source=source, states=config.states,
     )  # fmt: skip
     console = Console()
     start = time.monotonic()

@@ -36,6 +36,7 @@ from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.render import make_cameras
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.task import Expert, SimConfig
+from visuomotor.envs.sim.world_state import STATE_KEY, WorldState
 
 __all__ = ["Attempt", "DemoPlan", "Demonstrator", "block_size", "serve"]
 
@@ -58,6 +59,7 @@ class DemoPlan:
             Not where demonstrations are re-targeted.
         hold: steps that are recorded after the goal is reached; it must still hold then.
         source: store of demonstrations to re-target; None: the task's scripted expert.
+        states: also record the state of the simulator, from which episodes can begin later.
 
     Raises:
         ConfigError: settings of a task that is not simulated here.
@@ -69,6 +71,7 @@ class DemoPlan:
     slips: float = 0.1
     hold: int = 10
     source: Path | None = None
+    states: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.env, SimConfig):
@@ -119,6 +122,7 @@ class Demonstrator:
         self._limit = env.max_episode_steps  # for reaching the goal; holding it comes after
         env.max_episode_steps += plan.hold
         self._cameras = make_cameras(env.sim, plan.env.cameras)
+        self._state = WorldState(env.world) if plan.states else None
         self._expert = self._make_expert()
         self._noise = plan.noise * plan.diversity * _largest_motion(env)
         names = env.action_spec.names or ("",) * env.action_spec.size
@@ -133,7 +137,8 @@ class Demonstrator:
         """Arrays of an episode: the observations, and ``action`` and ``reward`` of the step taken from them."""
         reward = ArraySpec(shape=(), role="reward")
         pictures = {} if self._cameras is None else self._cameras.spec
-        return {**self.env.obs_spec, **pictures, "action": self.env.action_spec, "reward": reward}
+        states = {} if self._state is None else {STATE_KEY: self._state.spec}
+        return {**self.env.obs_spec, **pictures, **states, "action": self.env.action_spec, "reward": reward}
 
     def run(self, first: int, done: int = 0) -> Iterator[Attempt]:
         """One attempt a seed of the block that begins with seed ``first``, in order, without the first ``done``."""
@@ -150,6 +155,7 @@ class Demonstrator:
         while bool(active.any()):
             if self._cameras is not None:
                 states.append(env.sim.state())
+            obs = obs if self._state is None else {**obs, STATE_KEY: self._state.read()}
             action = torch.clamp(self._expert.act(), env.action_low, env.action_high)
             step = env.advance(self._disturbed(action, len(rows)), active)
             rows.append({**obs, "action": action, "reward": step.reward})

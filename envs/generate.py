@@ -151,6 +151,7 @@ def _origin(plan: DemoPlan, task: str, text: str, seed: int) -> dict[str, Any]:
     settings = {"task": task, "text": text, "seed": seed, **_flat({"env": asdict(plan.env)})}
     settings |= {"diversity": plan.diversity, "noise": plan.noise, "slips": plan.slips, "hold": plan.hold}
     settings |= {"from": None if plan.source is None else digest(plan.source)}
+    settings |= {"states": True} if plan.states else {}  # stores from before this setting do not name it
     for name in ("env.engine.threads", "env.end_on_success", "env.seed"):  # no number depends on them
         settings.pop(name, None)
     return {"settings": json.loads(json.dumps(settings)), "versions": {"mujoco": mujoco.__version__}}

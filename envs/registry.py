@@ -6,7 +6,7 @@ object is a :class:`TaskEntry`; nothing needs to be imported by the user.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -15,6 +15,8 @@ from typing import Any
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.base import VecEnv
 from visuomotor.envs.sim.env import sim_factory
+from visuomotor.envs.sim.events import Event
+from visuomotor.envs.sim.task import SimConfig
 from visuomotor.envs.suites.client import SuiteConfig, SuiteEnv
 from visuomotor.envs.tasks.cartpole import Cartpole, CartpoleConfig
 from visuomotor.envs.tasks.drawer import Drawer, DrawerConfig
@@ -37,10 +39,14 @@ _GROUP = "visuomotor.tasks"
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A task's settings (a dataclass with defaults) and what builds ``num_envs`` worlds from them."""
+    """A task's settings (a dataclass with defaults) and what builds ``num_envs`` worlds from them.
+
+    A simulated task whose settings derive from :class:`SimConfig` also takes ``events``, a sequence of
+    :class:`~visuomotor.envs.sim.events.Event`, when there are any.
+    """
 
     config_class: type
-    factory: Callable[[Any, int], VecEnv]
+    factory: Callable[..., VecEnv]
 
 
 _TASKS: dict[str, TaskEntry] = {
@@ -61,7 +67,7 @@ _TASKS: dict[str, TaskEntry] = {
 }
 
 
-def register_task(name: str, config_class: type, factory: Callable[[Any, int], VecEnv]) -> None:
+def register_task(name: str, config_class: type, factory: Callable[..., VecEnv]) -> None:
     """Add a task from running code. Raises ConfigError for a name that is taken."""
     if name in _known():
         raise ConfigError(f"a task {name!r} exists already; known: {', '.join(task_names())}")
@@ -89,14 +95,20 @@ def get_task(name: str) -> TaskEntry:
     return entry
 
 
-def make_env(config: object, num_envs: int) -> VecEnv:
-    """Build ``num_envs`` worlds of the task whose settings ``config`` is. Raises ConfigError if there is none."""
+def make_env(config: object, num_envs: int, events: Sequence[Event] = ()) -> VecEnv:
+    """Build ``num_envs`` worlds of the task whose settings ``config`` is, with what shall happen in them besides.
+
+    Raises:
+        ConfigError: there is no such task, or ``events`` for one that is not simulated here.
+    """
     if num_envs < 1:
         raise ConfigError(f"num_envs={num_envs}; expected at least 1")
     for name in [*_TASKS, *_outside()]:
         entry = get_task(name)
         if type(config) is entry.config_class:
-            return entry.factory(config, num_envs)
+            if events and not isinstance(config, SimConfig):
+                raise ConfigError(f"task {name!r} is not simulated here: no events can happen in it")
+            return entry.factory(config, num_envs, events) if events else entry.factory(config, num_envs)
     given = repr(config) if isinstance(config, str) else type(config).__name__
     expected = ", ".join(f"{get_task(n).config_class.__name__} ({n})" for n in task_names())
     raise ConfigError(f"no task takes {given} as its settings; expected one of: {expected}")

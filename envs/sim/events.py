@@ -1,8 +1,9 @@
 """Events: what happens to worlds besides the policy's actions. Randomisation is a list of them, built elsewhere.
 
 An event names once, when it is bound, what it acts on; then it is applied to selected worlds at its time: at *startup*
-(once, before the first episode), at every *reset* (after the task has placed its objects) or at *intervals* of random
-length while an episode runs.
+(once, before the first episode), at every *reset* (after the task has placed its objects), at the *beginning* of an
+episode (after the reset, when everything has its place and the controls are at rest: the whole state may be replaced)
+or at *intervals* of random length while an episode runs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WHEN", "Event", "EventSchedule"]
 
-WHEN = ("startup", "reset", "interval")
+WHEN = ("startup", "reset", "beginning", "interval")
 
 
 class Event(ABC):
@@ -36,12 +37,14 @@ class Event(ABC):
         changes_constants: it writes model fields that ``set_const`` reads; the schedule calls that, and computes
             outputs anew, afterwards.
         changes_state: it writes state (``qpos`` …), so outputs are computed anew afterwards.
+        watches: it wants to see how control steps end.
     """
 
     when: str = "reset"
     interval: tuple[float, float] = (0.0, 0.0)
     changes_constants: bool = False
     changes_state: bool = False
+    watches: bool = False
 
     def prepare(self, scene: mujoco.MjSpec) -> None:  # noqa: B027  (most events need nothing)
         """Change the scene before it is compiled, where the event needs room in the model."""
@@ -57,6 +60,17 @@ class Event(ABC):
     @abstractmethod
     def apply(self, worlds: Selection, draws: Draws) -> None:
         """Act on the worlds, with random numbers from ``draws`` alone. Model fields are set from nominal values."""
+
+    def watch(self, success: Tensor, ended: Tensor) -> None:  # noqa: B027
+        """After each control step, if it ``watches``: where the goal holds, where an episode ended; bool ``[N]``."""
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Live tensors that a snapshot has to hold."""
+        return {}
+
+    def report(self) -> dict[str, float]:
+        """What is worth plotting while a policy is trained."""
+        return {}
 
 
 class EventSchedule:
@@ -81,6 +95,7 @@ class EventSchedule:
                     f"{type(e).__name__}: interval {e.interval} [s]; expected two positive numbers, the shorter first"
                 )
             e.bind(world)
+        self._events, self._watching = list(events), [e for e in events if e.watches]
         self._at: dict[str, list[Event]] = {w: [e for e in events if e.when == w] for w in WHEN}
         n, device = world.sim.num_envs, world.sim.device
         self._due = [torch.zeros(n, dtype=torch.int64, device=device) for _ in self._at["interval"]]
@@ -94,6 +109,18 @@ class EventSchedule:
         self._apply(self._at["reset"], worlds, draws)
         for e, due in zip(self._at["interval"], self._due, strict=True):
             worlds.put(due, self._wait(e, draws))
+
+    def begin(self, worlds: Selection, draws: Draws) -> None:
+        """When everything else of a reset is done."""
+        events = self._at["beginning"]
+        self._apply(events, worlds, draws)
+        if any(e.changes_state or e.changes_constants for e in events):
+            self._world.sim.forward(worlds)
+
+    def watch(self, success: Tensor, ended: Tensor) -> None:
+        """After each control step."""
+        for e in self._watching:
+            e.watch(success, ended)
 
     def interval(self, elapsed: Tensor, active: Tensor | None = None) -> None:
         """Before a control step of the ``active [N]`` worlds: whatever is due after ``elapsed [N]`` steps."""
@@ -109,8 +136,13 @@ class EventSchedule:
                 self._world.sim.forward(worlds)
 
     def buffers(self) -> dict[str, Tensor]:
-        """When interval events are next due: live, for snapshots."""
-        return {f"due{i}": due for i, due in enumerate(self._due)}
+        """When interval events are next due, and what events keep: live, for snapshots."""
+        own = {f"{i}.{k}": v for i, e in enumerate(self._events) for k, v in e.buffers().items()}
+        return {f"due{i}": due for i, due in enumerate(self._due)} | own
+
+    def report(self) -> dict[str, float]:
+        """What events have to say while a policy is trained."""
+        return {k: v for e in self._events for k, v in e.report().items()}
 
     def _apply(self, events: Sequence[Event], worlds: Selection, draws: Draws) -> None:
         for e in events:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import mujoco
 import numpy as np
@@ -50,10 +50,14 @@ def find(model: mujoco.MjModel, kind: str, name: str) -> int:
 
 @dataclass(frozen=True)
 class World:
-    """A simulation with the random numbers of its worlds. ``N`` worlds."""
+    """A simulation with the random numbers of its worlds. ``N`` worlds.
+
+    ``buffers`` are what task and control keep of every world, live tensors ``[N, ...]``: there once both are bound.
+    """
 
     sim: Simulator
     random: WorldRandom
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def joints(self, names: Sequence[str]) -> Joints:
         """Handle of hinge and slide joints."""

@@ -196,6 +196,8 @@ class PPOTrainer:
         out |= {f"share_{k}": v / parts[-1] for k, v in zip([*r.seconds, "learn"], parts, strict=False)}
         if finished:
             out |= {"return": returns / finished, "length": lengths / finished, "success": successes / finished}
+        if isinstance(self.env, SimVecEnv):
+            out |= self.env.events.report()
         return out
 
     def _agree(self, stopping: bool) -> bool:

@@ -14,6 +14,8 @@ visuomotor: robot policies from demonstrations to the arm
 
   visuomotor train task=pusht data.path=<zarr>        train, evaluate, write report.html
   visuomotor train resume=<run>                       go on with an interrupted run, bit for bit
+  visuomotor rl task=cartpole                         PPO from scratch in parallel simulation
+  visuomotor finetune checkpoint=<run>                a trained policy made better by PPO in its task; resume= as train
   visuomotor eval checkpoint=<run> task=pusht         score and success over test seeds, with videos
   visuomotor eval checkpoint=<run> data=<zarr>        open-loop error on held-out episodes
   visuomotor bench pusht data=<zarr>                  every head under the same budget, as a table; resumable
@@ -57,6 +59,8 @@ def _run(words: list[str]) -> int:
     verb, rest = words[0], words[1:]
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
+        "rl": lambda rest: _rl("rl", rest),
+        "finetune": lambda rest: _rl("finetune", rest),
         "eval": _eval,
         "bench": _bench,
         "export": _export,
@@ -80,6 +84,17 @@ def _train(words: list[str]) -> int:
     from visuomotor.configs.train import main as train
 
     return train(words)
+
+
+def _rl(command: str, words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.help import rl_help
+
+        print(rl_help(command), end="")
+        return 0
+    from visuomotor.configs.rl import main as rl
+
+    return rl(command, words)
 
 
 def _eval(words: list[str]) -> int:

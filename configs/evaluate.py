@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from visuomotor.configs.build import LoadedPolicy, as_read, load_policy, pick_device, set_threads
+from visuomotor.configs.build import LoadedPolicy, load_policy, pick_device, set_threads
 from visuomotor.configs.compose import parse_plain, task_settings
+from visuomotor.configs.demonstrations import read_demonstrations
 from visuomotor.configs.execution import Execution, compose, load_execution, search_weights
 from visuomotor.configs.rollout import RolloutEvaluator, print_comparison, print_result, result_document
 from visuomotor.configs.schema import DataConfig, EvalConfig, RolloutConfig
-from visuomotor.configs.training_data import make_source, text_tables
-from visuomotor.data.cache import CacheConfig, load_cache
+from visuomotor.configs.training_data import make_source
 from visuomotor.data.errors import ConfigError
 from visuomotor.data.parts import PartConfig
-from visuomotor.data.store import DemoStore
 from visuomotor.data.windows import split_episodes, window_table
 from visuomotor.policies.execution.planner import ChunkPolicy
 from visuomotor.policies.learn.evaluate import EvalResult, compare
@@ -145,15 +144,8 @@ def _test(
 def _open_loop(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dict[str, Any]:
     spec, obs = loaded.policy.spec, loaded.policy.encoder.config
     assert config.data is not None
-    with DemoStore.open(config.data) as store:
-        for name, part in _demonstrations(loaded).parts.items():
-            store.add_part(name, part)
-        store.require([*obs.store_keys, spec.action_key])
-        specs = {key: as_read(array) for key, array in store.specs.items()}
-        action = specs[spec.action_key]
-        spec.check_source(specs, action, store.fps, source=f"the store {store.path}")
-        cache = load_cache(store, [*obs.store_keys, spec.action_key], CacheConfig())
-        texts = text_tables(obs, store)
+    demos = read_demonstrations(config.data, loaded.policy, _demonstrations(loaded).parts)
+    cache, texts = demos.cache, demos.texts
     episodes, which = _held_out(loaded, cache.episode_ends, config.data)
     table = window_table(cache.episode_ends, spec.window, episodes.tolist())
     source = make_source(obs, spec, cache, texts, table, batch_size=256, seed=0)
@@ -178,7 +170,9 @@ def _held_out(loaded: LoadedPolicy, episode_ends: np.ndarray, path: str) -> tupl
     n = len(episode_ends)
     if (trained_on["n_episodes"], trained_on["n_steps"]) != (n, int(episode_ends[-1])):
         return np.arange(n), f"all {n} episodes of {path} (the policy was trained on another dataset)"
-    held_out = split_episodes(n, saved["data"]["val_fraction"], saved["seed"])[1]
+    # A fine-tuned policy has the split of the demonstrations that it came from, beside a seed of its own.
+    split = trained_on.get("split") or {"val_fraction": saved["data"]["val_fraction"], "seed": saved["seed"]}
+    held_out = split_episodes(n, split["val_fraction"], split["seed"])[1]
     if not len(held_out):
         raise ConfigError("this policy was trained on all episodes (data.val_fraction=0): none is held out")
     return held_out, f"{len(held_out)} held-out episodes"

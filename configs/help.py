@@ -17,11 +17,23 @@ from visuomotor.configs.export import ExportConfig
 from visuomotor.configs.generate import GenerateConfig
 from visuomotor.configs.play import PlayConfig
 from visuomotor.configs.registry import backbones, heads
+from visuomotor.configs.rl_compose import rl_groups
+from visuomotor.configs.rl_schema import FinetuneConfig, RLConfig
 from visuomotor.configs.schema import EvalConfig, TrainConfig
 from visuomotor.envs.registry import get_task, task_names
 from visuomotor.envs.teleop import KEYS
+from visuomotor.policies.likelihoods.registry import LIKELIHOODS
 
-__all__ = ["bench_help", "eval_help", "export_help", "generate_help", "play_help", "settings_help", "train_help"]
+__all__ = [
+    "bench_help",
+    "eval_help",
+    "export_help",
+    "generate_help",
+    "play_help",
+    "rl_help",
+    "settings_help",
+    "train_help",
+]
 
 _TRAIN = """\
 visuomotor train: train a policy on demonstrations, evaluate it, write report.html
@@ -34,6 +46,30 @@ visuomotor train: train a policy on demonstrations, evaluate it, write report.ht
 
 The run's folder holds report.html, checkpoints/, metrics.jsonl, tensorboard/, eval/ and videos/.
 Ctrl-C stops after the current step and leaves a checkpoint to resume from.
+"""
+_RL = """\
+visuomotor rl: a policy from scratch, by PPO in parallel simulation
+
+  visuomotor rl task=cartpole                                    everything else has a default
+  visuomotor rl task=reach ppo.num_envs=256 budget.env_steps=2000000 budget.minutes=10
+  visuomotor rl task=lift env.privileged=true                    the critic sees more than the policy
+  visuomotor rl resume=runs/<run> budget.env_steps=5000000       go on, bit for bit on the CPU; the budget may grow
+  torchrun --nproc-per-node=2 -m visuomotor.configs.cli rl ...   several processes share the worlds
+
+The run's folder holds report.html, checkpoints/ (for eval, export, play and finetune), metrics.jsonl, tensorboard/,
+eval/ and videos/. Ctrl-C stops after the current update and leaves a checkpoint to resume from.
+"""
+_FINETUNE = """\
+visuomotor finetune: a trained policy of any head made better by PPO in its task
+
+  visuomotor finetune checkpoint=runs/<run>                      its own task; the likelihood that suits its head
+  visuomotor finetune checkpoint=runs/<run> likelihood=noisy env.reward=sparse budget.minutes=10
+  visuomotor finetune checkpoint=runs/<run> hold.kl.weight=0.1 ppo.critic_warmup=5
+  visuomotor finetune resume=runs/<run>                          go on, bit for bit on the CPU
+  torchrun --nproc-per-node=2 -m visuomotor.configs.cli finetune ...
+
+The new run is an ordinary one: visuomotor eval, export and play take its checkpoints. Its report compares before and
+after on the same test seeds.
 """
 _EVAL = """\
 visuomotor eval: measure a trained policy
@@ -95,6 +131,21 @@ def train_help() -> str:
     )
 
 
+def rl_help(command: str) -> str:
+    """Help of ``visuomotor rl`` or ``visuomotor finetune``."""
+    words = "\n".join(_choices(name, options) for name, options in rl_groups(command).items())
+    scratch = command == "rl"
+    parts: list[tuple[str, type]] = [("", RLConfig if scratch else FinetuneConfig)]
+    if scratch:
+        parts += [(f"policy={n}: policy.", e.config_class) for n, e in heads().items()]
+        parts += [(f"backbone={n}: backbone.", e.config_class) for n, e in backbones().items()]
+    parts += [(f"likelihood={n}: likelihood.", e.config_class) for n, e in LIKELIHOODS.items()]
+    parts += [(f"task={n}: env.", get_task(n).config_class) for n in task_names()]
+    default = "policy=gaussian backbone=mlp, the likelihood that suits the policy" if scratch else "the checkpoint's"
+    body = "\n".join(_section(title, schema) for title, schema in parts)
+    return f"{_RL if scratch else _FINETUNE}\nChosen by one word (default: {default})\n{words}\n\n{body}"
+
+
 def _choices(name: str, options: Sequence[str]) -> str:
     """``  name=a|b|c``, broken after a bar where it would be too long."""
     text = f"{name}={'| '.join(options)}"
@@ -149,9 +200,9 @@ def _lines(prefix: str, schema: type, instance: Any = None) -> list[str]:
         if is_dataclass(default):
             out += _lines(f"{prefix}{f.name}.", type(default), default)
             continue
-        if f.name in ("task", "env") and schema is TrainConfig:
+        if f.name in ("task", "env") and schema in (TrainConfig, RLConfig, FinetuneConfig):
             continue  # set by the word task=
-        if default == MUST_BE_GIVEN and f.name in groups():
+        if default == MUST_BE_GIVEN and f.name in (*groups(), "likelihood"):
             continue  # chosen by one word, listed above
         shown = "(must be given)" if default == MUST_BE_GIVEN else _show(default)
         out.append(_entry(f"{prefix}{f.name}={shown}", texts.get(f.name, "")))

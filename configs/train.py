@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import shlex
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from visuomotor.configs.build import build_policy, keep_freed_memory, model_document, set_threads
 from visuomotor.configs.compose import Composed, compose_train, restore_train
-from visuomotor.configs.info import info
 from visuomotor.configs.rollout import RolloutEvaluator
+from visuomotor.configs.run_folder import INTERRUPTED, open_run
 from visuomotor.configs.schema import TrainConfig
 from visuomotor.configs.training_data import TrainingData, load_training_data
 from visuomotor.data.errors import CheckpointError, ConfigError, UserError
@@ -35,7 +31,6 @@ __all__ = ["main"]
 
 _FREE_ON_RESUME = ("data=", "data.path=", "data.cache.", "env.", "eval.", "threads=")
 _SAME_DATA = ("n_episodes", "n_steps", "windows", "signature")
-INTERRUPTED = 130  # exit status of a run that was stopped by Ctrl-C, as shells have it
 
 
 def main(words: Sequence[str]) -> int:
@@ -59,7 +54,12 @@ def main(words: Sequence[str]) -> int:
     }
     best = None if start is None else _resume(trainer, start, arithmetic, data.document, console)
     n_parameters = sum(p.numel() for p in trainer.policy.parameters())
-    run_dir = _open_run(config, composed, start, data, accelerator, words, n_parameters)
+    what = config.task or Path(config.data.path).name.split(".")[0]
+    run_dir = open_run(
+        config.run_dir, f"{what}_{composed.plain['choices']['policy']}", plain=composed.plain,
+        command=["train", *words], resumed=start is not None, n_parameters=n_parameters, accelerator=accelerator,
+        documents={"dataset.json": data.document},
+    )  # fmt: skip
     run = _Run(composed, data, trainer, run_dir, arithmetic, accelerator, console, best)
     return run.execute()
 
@@ -123,35 +123,6 @@ def _resume(
     console.print(f"resuming from step {checkpoint.step} ({checkpoint.path})", highlight=False)
     best: float | None = saved["best_score"]
     return best
-
-
-def _open_run(
-    config: TrainConfig, composed: Composed, start: Checkpoint | None, data: TrainingData, accelerator: Accelerator,
-    words: Sequence[str], n_parameters: int,
-) -> Path:  # fmt: skip
-    """Make the run's folder and write what describes it."""
-    what = config.task or Path(config.data.path).name.split(".")[0]
-    default = f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}_{what}_{composed.plain['choices']['policy']}"
-    run_dir = Path(config.run_dir or default).expanduser()
-    if start is None and (run_dir / "checkpoints" / "last").exists():
-        raise ConfigError(f"{run_dir} holds a run already: go on with resume={run_dir}, or choose another run_dir")
-    if not accelerator.is_main_process:
-        return run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(composed.plain)))
-    (run_dir / "dataset.json").write_text(json.dumps(data.document, indent=1))
-    found = info()
-    environment = {
-        **found["versions"],
-        **{k: str(v) for k, v in found["devices"].items()},
-        "host": platform.platform(),
-        "device": accelerator.device.type,
-        "n_parameters": n_parameters,
-    }
-    (run_dir / "environment.json").write_text(json.dumps(environment, indent=1))
-    if start is None:
-        (run_dir / "command.txt").write_text("visuomotor train " + " ".join(shlex.quote(w) for w in words) + "\n")
-    return run_dir
 
 
 class _Run:

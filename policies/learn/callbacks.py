@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from visuomotor.policies.learn.events import StepEvent
 
-__all__ = ["MetricLog", "ProgressBar"]
+__all__ = ["MetricLog", "ProgressBar", "RunBar"]
 
 
 class MetricLog:
@@ -78,44 +78,64 @@ def _lines_up_to(path: Path, steps_done: int) -> list[dict[str, Any]]:
     return lines
 
 
-class ProgressBar:
-    """Steps done, loss, samples/s and time left. In a terminal a bar; elsewhere a line every ``interval`` seconds."""
+class RunBar:
+    """How far a run is, what it reports, and the time left: a bar in a terminal, elsewhere a line now and then.
 
-    def __init__(self, total: int, steps_done: int, console: Console, interval: float = 15.0) -> None:
-        self._console, self._interval, self._total = console, interval, total
+    Args:
+        title: what is being done.
+        console: where to show it.
+        done: share of the run that was done before (0..1).
+        interval: between lines [s].
+    """
+
+    def __init__(self, title: str, console: Console, *, done: float = 0.0, interval: float = 15.0) -> None:
+        self._console, self._interval, self._first = console, interval, done
         self._start = self._last = time.perf_counter()
-        self._first = steps_done
-        columns = ("{task.completed}/{task.total}", "loss {task.fields[loss]}", "{task.fields[rate]} samples/s")
         self._bar = Progress(
-            TextColumn("training"),
+            TextColumn(title),
             BarColumn(),
-            *(TextColumn(c) for c in columns),
+            TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("train", total=total, completed=steps_done, loss="-", rate="-")
+        self._task = self._bar.add_task(title, total=1.0, state="")
+        self._bar.update(self._task, completed=done)
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> RunBar:
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    @property
+    def seconds(self) -> float:
+        """Since the bar was made [s]."""
+        return time.perf_counter() - self._start
+
+    def show(self, share: float, state: Sequence[str]) -> None:
+        """``share`` (0..1) of the run is done; ``state`` are words about it, the first of which is how far it is."""
+        self._bar.update(self._task, completed=share, state="  ".join(state))
+        now = time.perf_counter()
+        if self._console.is_terminal or (now - self._last < self._interval and share < 1.0):
+            return
+        self._last = now
+        left = (1.0 - share) * (now - self._start) / max(share - self._first, 1e-9)
+        self._console.print("  ".join([*state, f"{left / 60:.1f} min left"]), highlight=False, soft_wrap=True)
+
+
+class ProgressBar(RunBar):
+    """Steps done, loss, samples/s and time left of a training."""
+
+    def __init__(self, total: int, steps_done: int, console: Console, interval: float = 15.0) -> None:
+        super().__init__("training", console, done=steps_done / total, interval=interval)
+        self._total, self._steps_before = total, steps_done
+
     def __call__(self, event: StepEvent) -> None:
         """Show the state after ``event``."""
-        now = time.perf_counter()
-        done = event.step - self._first
-        rate = done * event.batch_size / max(now - self._start, 1e-9)
-        self._bar.update(self._task, completed=event.step, loss=f"{float(event.loss):.4f}", rate=f"{rate:,.0f}")
-        if not self._console.is_terminal and (now - self._last >= self._interval or event.step == event.total):
-            self._last = now
-            left = (self._total - event.step) * (now - self._start) / max(done, 1)
-            self._console.print(
-                f"step {event.step}/{self._total}  loss {float(event.loss):.4f}  {rate:,.0f} samples/s  "
-                f"{left / 60:.1f} min left",
-                highlight=False,
-            )
+        rate = (event.step - self._steps_before) * event.batch_size / max(self.seconds, 1e-9)
+        state = [f"step {event.step}/{self._total}", f"loss {float(event.loss):.4f}", f"{rate:,.0f} samples/s"]
+        self.show(event.step / self._total, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,12 @@ class EvalResult:
         object.__setattr__(self, "score_interval", bootstrap_mean_interval(scores))
         object.__setattr__(self, "success_count", count)
         object.__setattr__(self, "success_interval", wilson_interval(count, len(scores)))
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> EvalResult:
+        """The episodes of :meth:`to_dict`, to compare with; without films."""
+        episodes = (Episode(**{k: e[k] for k in e if k != "return"}, episode_return=e["return"]) for e in d["episodes"])
+        return cls(episodes=tuple(episodes), seconds=d["seconds"], warnings=tuple(d["warnings"]))
 
     @property
     def success_rate(self) -> float:

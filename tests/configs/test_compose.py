@@ -79,7 +79,7 @@ def test_saved_settings_come_back_the_same():
         (["polcy=diffusion"], r"unknown setting 'polcy'.*'policy'"),
         (["policy=difusion"], r"unknown policy 'difusion'.*Did you mean 'diffusion'"),
         (["task=push"], r"unknown task 'push'.*'pusht'"),
-        (["backbone=resnet"], r"unknown backbone 'resnet'.*Known: dit, mlp, transformer, unet"),
+        (["backbone=resnet"], r"unknown backbone 'resnet'.*Known: dit, mlp, perceptron, transformer, unet"),
         (["train.stps=3"], r"unknown setting 'train.stps'.*'train.steps'"),
         (["policy.foo=3"], r"unknown setting 'policy.foo'"),
         (["+foo=3"], r"unknown setting 'foo'"),

@@ -14,9 +14,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from zarr.core.buffer import default_buffer_prototype
 
-from visuomotor.data.chunk_files import ChunkFiles
+from visuomotor.data.chunk_files import ChunkFiles, Encoded
 from visuomotor.data.chunks import array_files, chunk_rows, chunks_between
 from visuomotor.data.compaction import write_ends
 from visuomotor.data.durable import DurableStore
@@ -76,7 +75,7 @@ class BulkWriter:
             if path not in expected:
                 (store.path / path).unlink()
         begun = stop // chunk_rows(array) * chunk_rows(array)
-        files = ChunkFiles(name, array, begun, self._submit, lambda path, parts: self._write(path, parts, files))
+        files = ChunkFiles(name, array, begun, self._submit, lambda path, chunks: self._write(path, chunks, files))
         if begun < stop:
             files.add(store.read(key, begun, stop))
         return files
@@ -133,17 +132,16 @@ class BulkWriter:
         store.array_ends, store.n_array_steps = ends, int(ends[-1])
         self._ends, self._values = [], []
 
-    def _submit(self, function: Callable[..., bytes], *args: Any) -> Future[bytes]:
+    def _submit(self, function: Callable[..., Encoded], *args: Any) -> Future[Encoded]:
         if self._pool is not None:
             return self._pool.submit(function, *args)
-        done: Future[bytes] = Future()
+        done: Future[Encoded] = Future()
         done.set_result(function(*args))
         return done
 
-    def _write(self, path: str, parts: list[Future[bytes]], files: ChunkFiles) -> None:
+    def _write(self, path: str, chunks: list[Future[Encoded]], files: ChunkFiles) -> None:
         def write() -> None:
-            content = files.assemble([p.result() for p in parts])
-            self._files.set_sync(path, default_buffer_prototype().buffer.from_bytes(content))
+            self._files.set_parts(path, files.assemble([c.result() for c in chunks]))
 
         self._writes.append(self._disk.submit(write))
 

@@ -21,10 +21,11 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from visuomotor.data.errors import DataError
 
-__all__ = ["ChunkFiles", "Submit", "Write"]
+__all__ = ["ChunkFiles", "Encoded", "Submit"]
 
-Submit = Callable[..., "Future[bytes]"]
-Write = Callable[[str, "list[Future[bytes]]"], None]  # name of the file, and its parts in order
+Encoded = list[bytes]  # a chunk: parts that lie end to end, for joining them would copy
+Submit = Callable[..., "Future[Encoded]"]
+Write = Callable[[str, "list[Future[Encoded]]"], None]  # name of the file, and its chunks in order
 _ABSENT = 2**64 - 1
 _SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")
 
@@ -48,8 +49,8 @@ class ChunkFiles:
         self._rows = int(array.chunks[0])
         self._per_file = int(array.shards[0]) // self._rows if array.shards else 1
         self._file = first // (self._rows * self._per_file)
-        self._codecs = _codecs(name, array)
-        self._done: list[Future[bytes]] = []  # chunks of the file that is being filled
+        self._codecs, self._checked = _codecs(name, array)
+        self._done: list[Future[Encoded]] = []  # chunks of the file that is being filled
         self._rest = np.empty((0, *array.shape[1:]), array.dtype)  # a chunk, zeros from row _n on
         self._n = 0
 
@@ -81,47 +82,46 @@ class ChunkFiles:
         if done:
             self._write(self._key, done)
 
-    def assemble(self, chunks: Sequence[bytes]) -> bytes:
-        """The content of a file."""
+    def assemble(self, chunks: Sequence[Encoded]) -> list[bytes]:
+        """The content of a file, in parts."""
+        parts = [part for chunk in chunks for part in chunk]
         if not self._array.shards:
-            return chunks[0]
+            return parts
         index = np.full((self._per_file, 2), _ABSENT, "<u8")
-        sizes = [len(c) for c in chunks]
+        sizes = [sum(map(len, c)) for c in chunks]
         index[: len(chunks), 0], index[: len(chunks), 1] = np.cumsum([0, *sizes[:-1]]), sizes
-        return b"".join([*chunks, _Checksum().encode(index.tobytes())])
+        return [*parts, index.tobytes(), _crc32c(index.tobytes())]
 
     @property
     def _key(self) -> str:
         place = (self._file, *(0 for _ in self._array.shape[1:]))
         return f"{self._name}/{self._array.metadata.encode_chunk_key(place)}"
 
-    def _encode(self, chunk: np.ndarray) -> bytes:
+    def _encode(self, chunk: np.ndarray) -> Encoded:
         data: Any = np.ascontiguousarray(chunk)
         for codec in self._codecs:
             data = codec.encode(data)
-        result: bytes = data
-        return result
+        return [data, _crc32c(data)] if self._checked else [data]
 
 
-class _Checksum:
-    """zarr's codec ``crc32c``."""
-
-    def encode(self, data: bytes) -> bytes:
-        return data + int(google_crc32c.value(data)).to_bytes(4, "little")
+def _crc32c(data: bytes) -> bytes:
+    """What zarr's codec ``crc32c`` appends."""
+    return int(google_crc32c.value(data)).to_bytes(4, "little")
 
 
-def _codecs(name: str, array: zarr.Array) -> list[Any]:
-    """The array's compressors as numcodecs has them, which zarr itself calls."""
+def _codecs(name: str, array: zarr.Array) -> tuple[list[Any], bool]:
+    """The array's compressors as numcodecs has them, which zarr itself calls, and whether a checksum follows."""
     found: list[Any] = []
-    for codec in array.compressors:
+    *codecs, last = array.compressors
+    if not isinstance(last, Crc32cCodec):
+        codecs.append(last)
+    for codec in codecs:
         match codec:
             case ZstdCodec():
                 found.append(numcodecs.Zstd(level=codec.level, checksum=codec.checksum))
             case BloscCodec():
                 shuffle = _SHUFFLES.index(codec.shuffle.value)
                 found.append(numcodecs.Blosc(codec.cname.value, codec.clevel, shuffle, codec.blocksize, codec.typesize))
-            case Crc32cCodec():
-                found.append(_Checksum())
             case _:
                 raise DataError(f"{name} is compressed by {type(codec).__name__}, which this version does not write")
-    return found
+    return found, len(codecs) < len(array.compressors)

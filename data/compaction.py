@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.core.buffer import default_buffer_prototype
 
-from visuomotor.data.chunk_files import ChunkFiles, Submit
+from visuomotor.data.chunk_files import ChunkFiles, Encoded, Submit
 from visuomotor.data.chunks import chunk_rows
 from visuomotor.data.durable import DurableStore, remove_tree
 from visuomotor.data.journal import JournalEntry
@@ -128,7 +127,9 @@ class Compaction:
         """Write chunk files one by one; the first of them may hold rows that are in the array already."""
         begun = self._start // chunk_rows(array) * chunk_rows(array)
         with self._compressing() as submit:
-            files = ChunkFiles(f"data/{key}", array, begun, submit, lambda path, parts: self._write(files, path, parts))
+            files = ChunkFiles(
+                f"data/{key}", array, begun, submit, lambda path, chunks: self._write(files, path, chunks)
+            )
             if begun < self._start:
                 files.add(np.asarray(array[begun : self._start]))
             for rows in self._rows(key):
@@ -136,9 +137,8 @@ class Compaction:
             files.flush()
         array.resize((self.entries[-1].stop, *array.shape[1:]))
 
-    def _write(self, files: ChunkFiles, path: str, parts: list[Future[bytes]]) -> None:
-        content = files.assemble([part.result() for part in parts])
-        self._files.set_sync(path, default_buffer_prototype().buffer.from_bytes(content))
+    def _write(self, files: ChunkFiles, path: str, chunks: list[Future[Encoded]]) -> None:
+        self._files.set_parts(path, files.assemble([chunk.result() for chunk in chunks]))
 
     @contextmanager
     def _compressing(self) -> Iterator[Submit]:
@@ -165,8 +165,8 @@ class Compaction:
             array[start:] = np.concatenate(held)
 
 
-def _at_once(function: Callable[..., bytes], *args: Any) -> Future[bytes]:
-    done: Future[bytes] = Future()
+def _at_once(function: Callable[..., Encoded], *args: Any) -> Future[Encoded]:
+    done: Future[Encoded] = Future()
     done.set_result(function(*args))
     return done
 

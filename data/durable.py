@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -70,20 +71,27 @@ class DurableStore(LocalStore):
         if not self._is_open:
             await self._open()
         self._check_writable()
-        await asyncio.to_thread(self._replace, self.root / key, value.as_numpy_array())
+        await asyncio.to_thread(self._replace, self.root / key, [value.as_numpy_array()])
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """Like :meth:`set`, for zarr's synchronous path."""
         self._ensure_open_sync()
         self._check_writable()
-        self._replace(self.root / key, value.as_numpy_array())
+        self._replace(self.root / key, [value.as_numpy_array()])
 
-    def _replace(self, target: Path, content: np.ndarray) -> None:
+    def set_parts(self, key: str, parts: Sequence[bytes]) -> None:
+        """Replace the content of ``key`` by ``parts``, end to end; they are not copied."""
+        self._ensure_open_sync()
+        self._check_writable()
+        self._replace(self.root / key, parts)
+
+    def _replace(self, target: Path, parts: Sequence[np.ndarray | bytes]) -> None:
         self.scratch.mkdir(parents=True, exist_ok=True)
         partial = self.scratch / f".partial-{uuid.uuid4().hex}"
         try:
             with partial.open("wb") as f:
-                f.write(np.ascontiguousarray(content).data)
+                for part in parts:
+                    f.write(part if isinstance(part, bytes) else np.ascontiguousarray(part).data)
                 f.flush()
                 os.fsync(f.fileno())
             target.parent.mkdir(parents=True, exist_ok=True)

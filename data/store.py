@@ -28,7 +28,7 @@ from visuomotor.data.compaction import Compaction
 from visuomotor.data.durable import WriterLock, fsync_directory, fsync_tree, remove_tree
 from visuomotor.data.errors import DataError
 from visuomotor.data.journal import StagedEpisode, clean_journal
-from visuomotor.data.layout import IMAGE_LEVEL, Root, create_layout, open_root
+from visuomotor.data.layout import Root, create_layout, open_root
 from visuomotor.data.reader import StoreReader
 from visuomotor.data.remote import UrlPath, as_path
 from visuomotor.data.rows import conform_columns, conform_episode
@@ -111,7 +111,6 @@ class DemoStore(StoreReader):
         origin: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         journal_bytes: int = _JOURNAL_BYTES,
-        image_level: int = IMAGE_LEVEL,
     ) -> DemoStore:
         """Make an empty store and open it for append.
 
@@ -123,8 +122,6 @@ class DemoStore(StoreReader):
             origin: how the demonstrations are made, in plain JSON types (see :attr:`origin`).
             overwrite: replace a store that is there; never anything else.
             journal_bytes: as for :meth:`open`.
-            image_level: level of Zstandard for camera pictures; 3 finds what pictures of one scene without sensor noise
-                have in common, and costs three times as much where there is noise.
 
         Raises:
             DataError: something is at ``path`` already, or a spec or column cannot be stored.
@@ -141,7 +138,7 @@ class DemoStore(StoreReader):
         fresh, old = path.parent / f".{path.name}.new-{os.getpid()}", path.parent / f".{path.name}.old-{os.getpid()}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            create_layout(fresh, specs, fps, episode_columns or {}, origin, image_level)
+            create_layout(fresh, specs, fps, episode_columns or {}, origin)
             remove_tree(fresh / "journal")
             fsync_tree(fresh)
             if path.exists():

@@ -16,6 +16,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from visuomotor.data.errors import DataError, UserError
+from visuomotor.data.recycling import Recycler
 
 __all__ = ["VideoIndex", "VideoWriter", "read_frames"]
 
@@ -136,12 +137,14 @@ class VideoIndex:
         return found
 
 
-def read_frames(index: VideoIndex, wanted: np.ndarray) -> np.ndarray:
+def read_frames(index: VideoIndex, wanted: np.ndarray, memory: Recycler | None = None, threads: int = 0) -> np.ndarray:
     """Decode frames in one pass, from the last key frame before the first of them.
 
     Args:
         index: of the file.
         wanted: int64 ``[L]``, which frames, by their place in ``index.pts``; not decreasing.
+        memory: where to put them.
+        threads: of the decoder; 0: as many as there are cores.
 
     Returns:
         uint8 RGB ``[L, H, W, 3]``, each as PyAV's ``frame.to_ndarray(format="rgb24")`` gives it.
@@ -149,10 +152,12 @@ def read_frames(index: VideoIndex, wanted: np.ndarray) -> np.ndarray:
     Raises:
         DataError: the file is damaged or shorter than its index.
     """
-    out = np.empty((len(wanted), index.height, index.width, 3), np.uint8)
+    shape = (len(wanted), index.height, index.width, 3)
+    out = np.empty(shape, np.uint8) if memory is None else memory.empty(shape, np.uint8)
     pts, row = index.pts[wanted], 0
     converter = VideoReformatter()  # one for all: frame.to_ndarray makes one for each, which takes longer than decoding
     with _open(index.path) as (file, stream):
+        stream.codec_context.thread_count = threads
         key = int(index.keys[max(np.searchsorted(index.keys, pts[0], side="right") - 1, 0)])
         if key > index.keys[0]:
             file.seek(key, stream=stream, backward=True)

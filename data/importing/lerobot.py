@@ -24,7 +24,9 @@ from visuomotor.data.importing.lerobot_frames import read_clip, read_pictures
 from visuomotor.data.importing.lerobot_layout import Clip, Entry, read_layout
 from visuomotor.data.importing.lerobot_meta import BOOKKEEPING, Feature, ranges, read_info, read_json
 from visuomotor.data.importing.source import EpisodeInfo, Source, SourceEpisode
+from visuomotor.data.memory import free_ram
 from visuomotor.data.parquet import ParquetFile, column_to_numpy
+from visuomotor.data.recycling import Recycler
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.validate import Finding
 from visuomotor.data.video import VideoIndex
@@ -34,6 +36,7 @@ __all__ = ["LeRobotSource"]
 _OPTIONS = {"missing_video": ("leave_out", "drop_camera"), "pairing": ("time", "order")}
 _SUCCESS = "next.success"
 _FREE_BYTES, _BYTES_PER_BYTE = 256 << 20, 1000  # numbers in a table: at most so many times the size of its file
+_SPARE_BYTES = 2 << 30  # memory of decoded frames that is kept for more
 T = TypeVar("T")
 
 
@@ -52,6 +55,7 @@ class LeRobotSource(Source):
         if not self._entries:
             raise DataError(f"{path} has the data of no episode")
         self._lock = threading.Lock()
+        self._memory = Recycler(min(_SPARE_BYTES, free_ram() / 8))
         self._rows: dict[Path, dict[int, tuple[int, int]]] = {}
         self._indices: dict[Path, VideoIndex] = {}
         self._features = self._usable(self._present(self._info.features))
@@ -175,7 +179,14 @@ class LeRobotSource(Source):
         for f in cameras:
             clip = entry.clips[f.name]
             arrays[f.key], told = read_clip(
-                self._index(clip), clip, times, self._info.fps, f.spec.shape, self._options["pairing"] == "order"
+                self._index(clip),
+                clip,
+                times,
+                self._info.fps,
+                f.spec.shape,
+                self._options["pairing"] == "order",
+                self._memory,
+                self.threads,
             )
             notes += [f"{f.name}: {t}" for t in told]
 

@@ -10,6 +10,7 @@ import numpy as np
 from visuomotor.data.errors import DataError
 from visuomotor.data.importing.lerobot_layout import Clip
 from visuomotor.data.importing.pictures import decode_picture
+from visuomotor.data.recycling import Recycler
 from visuomotor.data.video import VideoIndex, read_frames
 
 __all__ = ["pair_frames", "read_clip", "read_pictures"]
@@ -18,8 +19,9 @@ _SAME = 0.01  # of a period: times that differ by less are the same, rounded
 
 
 def read_clip(
-    index: VideoIndex, clip: Clip, times: np.ndarray, fps: float, shape: tuple[int, ...], in_order: bool
-) -> tuple[np.ndarray, list[str]]:
+    index: VideoIndex, clip: Clip, times: np.ndarray, fps: float, shape: tuple[int, ...], in_order: bool,
+    memory: Recycler | None = None, threads: int = 0,
+) -> tuple[np.ndarray, list[str]]:  # fmt: skip
     """Frames uint8 ``[L, H, W, 3]`` of the rows at ``times`` [s] of the episode, and what is odd about them.
 
     Raises:
@@ -36,7 +38,7 @@ def read_clip(
         pairs, notes = pair_frames(times, index.times[own] - clip.start, fps, in_order)
     except DataError as error:
         raise DataError(f"{index.path}: {error}") from None
-    return read_frames(index, own[pairs]), notes
+    return read_frames(index, own[pairs], memory, threads), notes
 
 
 def pair_frames(

@@ -17,7 +17,6 @@ from visuomotor.data.store import DemoStore
 __all__ = ["ID_COLUMN", "open_or_create"]
 
 ID_COLUMN = "source_episode"
-_IMAGE_LEVEL = 3  # what comes from videos and JPEG has little noise: half the size at level 1's speed
 
 
 def open_or_create(
@@ -53,7 +52,7 @@ def open_or_create(
     }
     columns = {**source.columns, ID_COLUMN: "str"}
     if not path.exists():
-        return DemoStore.create(path, specs, fps=fps, episode_columns=columns, origin=origin, image_level=_IMAGE_LEVEL)
+        return DemoStore.create(path, specs, fps=fps, episode_columns=columns, origin=origin)
     store = DemoStore.open(path, "a")
     differing = [
         *_differences({k: store.origin.get(k) for k in origin}, origin, ""),

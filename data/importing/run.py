@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -63,6 +64,7 @@ def import_demos(
         raise DataError(f"{source.path}: nothing to import ({len(names)} arrays, {len(wanted)} episodes)")
     source.wanted = frozenset(names)
     workers = _affordable(source, specs, wanted, workers)
+    source.threads = max(1, len(os.sched_getaffinity(0)) // workers)  # more would only wait for each other
     report = ImportReport(findings=list(source.findings))
     with open_or_create(Path(path).expanduser(), source, specs, names, selection.rate(source), options or {}) as store:
         done = set(store.episode_columns[ID_COLUMN].tolist())

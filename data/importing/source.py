@@ -56,6 +56,7 @@ class Source(ABC):
         columns: name to type of per-episode values (``"str"``, ``"bool"``, ``"int64"``, ``"float64"``).
         episodes: in order.
         findings: what is wrong with the whole: holes, files that are declared and absent.
+        threads: of a decoder in :meth:`read`; 0: as many as there are cores. The import sets it.
         wanted: arrays that will be used; :meth:`read` may leave out all others. None: all. The import sets it.
 
     Raises:
@@ -71,6 +72,7 @@ class Source(ABC):
     columns: dict[str, str]
     episodes: list[EpisodeInfo]
     findings: list[Finding]
+    threads: int = 0
     wanted: frozenset[str] | None = None
 
     @classmethod

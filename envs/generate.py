@@ -7,6 +7,7 @@ what it was made from; whoever goes on with it must ask for the same.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import mujoco
+import numpy as np
 
 from visuomotor.data.errors import ConfigError, DataError, UserError
 from visuomotor.data.store import DemoStore
@@ -98,12 +100,11 @@ def generate(
         DataError: something else is at ``path``.
         UserError: the expert hardly ever succeeds.
     """
-    origin = _origin(plan, task, text, seed)
     first, size = first_seed(seed), block_size(plan)
     workers = resolve_workers(workers, math.ceil(episodes / size))
     local = Demonstrator(plan)
     try:
-        with _open(path, local, origin) as store:
+        with _open(path, local, _origin(plan, local, task, text, seed)) as store:
             tally = _progress(store, first)
             if tally.kept >= episodes:
                 return tally
@@ -146,15 +147,24 @@ def _open(path: Path, demonstrator: Demonstrator, origin: dict[str, Any]) -> Dem
     return store
 
 
-def _origin(plan: DemoPlan, task: str, text: str, seed: int) -> dict[str, Any]:
+def _origin(plan: DemoPlan, demonstrator: Demonstrator, task: str, text: str, seed: int) -> dict[str, Any]:
     """What a store says of how it was made. ``settings`` decide every number in it."""
     settings = {"task": task, "text": text, "seed": seed, **_flat({"env": asdict(plan.env)})}
     settings |= {"diversity": plan.diversity, "noise": plan.noise, "slips": plan.slips, "hold": plan.hold}
     settings |= {"from": None if plan.source is None else digest(plan.source)}
     settings |= {"states": True} if plan.states else {}  # stores from before this setting do not name it
+    if settings.get("env.model") is not None:  # a file that may be edited: a path does not say what is in it
+        settings["content of env.model"] = _scene_digest(demonstrator.env.sim.model)
     for name in ("env.engine.threads", "env.end_on_success", "env.seed"):  # no number depends on them
         settings.pop(name, None)
     return {"settings": json.loads(json.dumps(settings)), "versions": {"mujoco": mujoco.__version__}}
+
+
+def _scene_digest(model: mujoco.MjModel) -> str:
+    """Hash of a compiled scene: of everything that files, those they include, and meshes bring into it."""
+    data = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, data)
+    return hashlib.sha256(data.tobytes()).hexdigest()[:16]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

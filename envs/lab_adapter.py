@@ -86,6 +86,8 @@ class ManagerBasedVecEnv(VecEnv):
     def reset(self, *, seeds: Sequence[int] | None = None, mask: Tensor | None = None) -> Obs:
         if seeds is not None and len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds for {self.num_envs} worlds; expected one a world")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != (self.num_envs,)):
+            raise UserError(f"mask is {mask.dtype} {list(mask.shape)}; expected torch.bool [{self.num_envs}]")
         everyone = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         wanted = everyone if mask is None or not self._seen else mask
         if seeds is not None:

@@ -1,43 +1,20 @@
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.envs.suite_fixtures import install_toy
 from visuomotor.configs.cli import main
 from visuomotor.configs.compose import compose_train
 from visuomotor.data.store import DemoStore
-from visuomotor.envs.suites import suites
 from visuomotor.envs.suites.client import SuiteConfig
-from visuomotor.envs.suites.install import suite_folder
-from visuomotor.envs.suites.suites import Suite
-
-TOY = Suite(
-    name="toy",
-    summary="for tests",
-    adapter=f"{Path(__file__).parents[1] / 'envs' / 'toy_suite.py'}:Toys",
-    pip=(("toy==1.0",),),
-    gl=None,
-    limit=9,
-    outcome="success: far from the middle",
-    observation="position, picture",
-    cameras="none",
-    example="walk",
-)
 
 
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The suite ``toy`` is installed, with this Python, and no other."""
-    monkeypatch.setitem(suites._SUITES, "toy", TOY)
-    monkeypatch.setenv("VISUOMOTOR_SUITES", str(tmp_path / "suites"))
-    python = suite_folder(TOY) / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    (suite_folder(TOY) / "visuomotor.json").write_text(json.dumps({"pip": [["toy==1.0"]]}))
+    install_toy(monkeypatch, tmp_path)
 
 
 def test_list_shows_what_is_there_and_what_installs_the_rest(capsys: pytest.CaptureFixture[str]) -> None:

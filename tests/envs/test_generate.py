@@ -14,6 +14,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
+from tests.envs.test_custom_robot import urdf
 from visuomotor.data.errors import ConfigError, DataError, UserError
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
@@ -100,6 +101,22 @@ def test_a_seed_out_of_range_leaves_no_store(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected 0 to 498"):
         make(tmp_path / "lift.zarr", seed=499)
     assert not (tmp_path / "lift.zarr").exists()
+
+
+def test_a_model_that_was_edited_is_another_model(tmp_path: Path) -> None:
+    model, path = tmp_path / "own.urdf", tmp_path / "own.zarr"
+    model.write_text(urdf())
+    plan = DemoPlan(env=LiftConfig(robot="custom", model=str(model), engine=ENGINE))
+
+    def go_on() -> Tally:
+        return make(path, plan, episodes=0)
+
+    assert go_on().kept == go_on().kept == 0
+    model.write_text(urdf().replace('length=".2"', 'length=".19"'))
+    with pytest.raises(
+        ConfigError, match=r"content of env.model=\w{16}; this command says content of"
+    ):
+        go_on()
 
 
 def test_processes_make_the_same_store_bit_for_bit(whole: Path, tmp_path: Path) -> None:

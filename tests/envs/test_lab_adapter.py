@@ -188,6 +188,9 @@ def test_mistakes_are_said() -> None:
     with pytest.raises(UserError, match="reset"):
         env.step(torch.zeros(N, 1))
     env.reset()
+    for mask in (torch.ones(2, dtype=torch.bool), torch.ones(N)):
+        with pytest.raises(UserError, match=r"mask is .*; expected torch.bool \[3\]"):
+            env.reset(mask=mask)
     with pytest.raises(UserError, match=r"\[3, 2\]"):
         env.step(torch.zeros(N, 2))
     with pytest.raises(UserError, match="render_mode"):

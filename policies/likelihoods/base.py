@@ -126,7 +126,9 @@ class Likelihood(nn.Module, ABC):
 
     def own_state(self) -> dict[str, Tensor]:
         """Parameters and buffers that are not the policy's."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith("policy.")}
+        named = [*self.named_parameters(), *self.named_buffers()]  # a part of the policy under a second name comes once
+        own = {n for n, _ in named if not n.startswith("policy.")}
+        return {k: v for k, v in self.state_dict().items() if k in own}
 
     def own_parameters(self) -> list[nn.Parameter]:
         """Trained parameters that are not the policy's."""

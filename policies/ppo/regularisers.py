@@ -206,11 +206,14 @@ class _Held(_Term):
         self._base.set_progress(share_done)
 
     def state(self) -> dict[str, Tensor]:
-        return self._base.state_dict()
+        policy = {f"policy.{k}": v for k, v in self._base.policy.state_dict().items()}
+        return policy | self._base.own_state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         try:
-            self._base.load_state_dict(state)
+            policy = {k.removeprefix("policy."): v for k, v in state.items() if k.startswith("policy.")}
+            self._base.policy.load_state_dict(policy)
+            self._base.load_state_dict(state, strict=False)
         except RuntimeError as e:
             reason = str(e).splitlines()[-1].strip()
             raise CheckpointError(f"{self.name}: the policy that the run began as is another: {reason}") from e

@@ -145,7 +145,8 @@ def _bounds(config: RLConfig, env: VecEnv) -> ArrayStats:
                 f"task {config.task!r} does not bound action components {np.flatnonzero(open_ended).tolist()}: say "
                 "with action_scale=<x> how far from 0 they may be explored, in the task's unit"
             )
-        low, high = np.where(open_ended, -config.action_scale, low), np.where(open_ended, config.action_scale, high)
+        low = np.where(np.isfinite(low), low, -config.action_scale)
+        high = np.where(np.isfinite(high), high, config.action_scale)
     shape = env.action_spec.shape
     low, high = low.reshape(shape), high.reshape(shape)
     return ArrayStats(1, low, high, (low + high) / 2, (high - low) / 2, low, high)

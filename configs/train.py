@@ -81,6 +81,8 @@ def _settings(words: Sequence[str]) -> tuple[Composed, Checkpoint | None]:
         )
     saved = checkpoint.document("config")
     run_dir = checkpoint.path.parent.parent  # <run>/checkpoints/step_...
+    if command := saved.get("command"):
+        raise CheckpointError(f"{run_dir} is a run of visuomotor {command}: go on with visuomotor {command} resume=...")
     return restore_train(saved, [*rest, f"run_dir={run_dir}"]), checkpoint
 
 

@@ -112,10 +112,9 @@ def _crc32c(data: bytes) -> bytes:
 def _codecs(name: str, array: zarr.Array) -> tuple[list[Any], bool]:
     """The array's compressors as numcodecs has them, which zarr itself calls, and whether a checksum follows."""
     found: list[Any] = []
-    *codecs, last = array.compressors
-    if not isinstance(last, Crc32cCodec):
-        codecs.append(last)
-    for codec in codecs:
+    codecs = list(array.compressors)
+    checked = bool(codecs) and isinstance(codecs[-1], Crc32cCodec)
+    for codec in codecs[:-1] if checked else codecs:
         match codec:
             case ZstdCodec():
                 found.append(numcodecs.Zstd(level=codec.level, checksum=codec.checksum))
@@ -124,4 +123,4 @@ def _codecs(name: str, array: zarr.Array) -> tuple[list[Any], bool]:
                 found.append(numcodecs.Blosc(codec.cname.value, codec.clevel, shuffle, codec.blocksize, codec.typesize))
             case _:
                 raise DataError(f"{name} is compressed by {type(codec).__name__}, which this version does not write")
-    return found, len(codecs) < len(array.compressors)
+    return found, checked

@@ -1,22 +1,19 @@
-"""JPEG pictures in rows of bytes: their size is read before they are decoded.
-
-Markers after ITU-T T.81 (JPEG), annex B.
-"""
+"""JPEG pictures in rows of bytes, as HDF5 files hold them: their size is read before they are decoded."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 
 import cv2
 import numpy as np
 
 from visuomotor.data.errors import DataError
+from visuomotor.data.importing.image_bytes import MAX_PIXELS, jpeg_header
 
 __all__ = ["decode_jpegs", "is_jpeg", "jpeg_shape"]
 
 _START, _END = b"\xff\xd8\xff", b"\xff\xd9"
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; the three are tables
-_MAX_PIXELS = 1 << 26
 
 
 def is_jpeg(row: np.ndarray) -> bool:
@@ -33,15 +30,13 @@ def jpeg_shape(row: np.ndarray, what: str) -> tuple[int, int, int]:
     data = row.tobytes().rstrip(b"\0")  # rows are filled up with zeros to one length
     if not (data.startswith(_START) and data.endswith(_END)):
         raise DataError(f"{what} is no whole JPEG: {len(data)} bytes from {data[:3].hex()} to {data[-2:].hex()}")
-    at = 2
-    while at + 9 < len(data) and data[at] == 0xFF:
-        if data[at + 1] in _FRAMES:
-            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
-            if not 0 < height * width <= _MAX_PIXELS:
-                raise DataError(f"{what} declares {height} x {width} pixels: expected 1 to {_MAX_PIXELS}")
-            return height, width, 1 if data[at + 9] == 1 else 3
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    raise DataError(f"{what} is a JPEG without the size of its picture")
+    try:
+        height, width, components = jpeg_header(data)
+    except (DataError, struct.error):
+        raise DataError(f"{what} is a JPEG without the size of its picture") from None
+    if not 0 < height * width <= MAX_PIXELS:
+        raise DataError(f"{what} declares {height} x {width} pixels: expected 1 to {MAX_PIXELS}")
+    return height, width, 1 if components == 1 else 3
 
 
 def decode_jpegs(rows: Iterable[np.ndarray], n: int, shape: tuple[int, ...], what: str, *, swapped: bool) -> np.ndarray:

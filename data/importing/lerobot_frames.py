@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from visuomotor.data.errors import DataError
+from visuomotor.data.importing.image_bytes import decode_image, image_size
 from visuomotor.data.importing.lerobot_layout import Clip
-from visuomotor.data.importing.pictures import decode_picture
 from visuomotor.data.recycling import Recycler
 from visuomotor.data.video import VideoIndex, read_frames
 
@@ -116,8 +116,18 @@ def read_pictures(root: Path, column: Any, shape: tuple[int, ...], what: str) ->
             cell = cell.get("bytes") or _beside(root, cell.get("path"), f"{what}, row {row}")
         if not isinstance(cell, bytes):
             raise DataError(f"{what}, row {row} holds no picture")
-        out[row] = decode_picture(cell, shape, f"{what}, row {row}")
+        out[row] = _picture(cell, shape, f"{what}, row {row}")
     return out
+
+
+def _picture(data: bytes, shape: tuple[int, ...], what: str) -> np.ndarray:
+    try:
+        size = image_size(data)
+        if size != shape[:2]:
+            raise DataError(f"it is {size[1]} x {size[0]} px; expected {shape[1]} x {shape[0]}")
+        return decode_image(data)
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from None
 
 
 def _beside(root: Path, path: Any, what: str) -> bytes:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visuomotor.data.errors import DataError
+from visuomotor.data.importing.image_bytes import decode_image, image_size
 from visuomotor.data.importing.lerobot_frames import pair_frames
 from visuomotor.data.importing.lerobot_meta import expand, ranges
-from visuomotor.data.importing.pictures import decode_picture, picture_size
 from visuomotor.data.video import VideoIndex, VideoWriter, read_frames
 
 
@@ -90,6 +90,9 @@ def test_sizes_are_known_before_decoding() -> None:
     picture = np.zeros((20, 30, 3), np.uint8)
     for suffix in (".png", ".jpg"):
         data = bytes(cv2.imencode(suffix, picture)[1])
-        assert picture_size(data) == (20, 30)
-        assert decode_picture(data, (20, 30, 3), "it").shape == (20, 30, 3)
-    assert picture_size(b"nothing") is None
+        assert image_size(data) == (20, 30)
+        assert decode_image(data).shape == (20, 30, 3)
+        with pytest.raises(DataError, match=r"cut off|damaged"):
+            image_size(data[:20])
+    with pytest.raises(DataError, match="neither PNG nor JPEG"):
+        image_size(b"nothing")

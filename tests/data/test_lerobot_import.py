@@ -218,8 +218,8 @@ def test_pictures_that_are_lost_are_errors(make: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ({"bytes": b"GIF89a", "path": None}, "row 0: 6 bytes that are neither PNG nor JPEG"),
-        ({"bytes": png(0, 20), "path": None}, "row 0 is 20 x 20 px; expected 16 x 16"),
+        ({"bytes": b"GIF89a", "path": None}, "row 0: a picture begins with 474946383961: neither PNG nor JPEG"),
+        ({"bytes": png(0, 20), "path": None}, "row 0: it is 20 x 20 px; expected 16 x 16"),
         ({"bytes": png(0)[:-30], "path": None}, "damaged"),
         ({"bytes": None, "path": "../../secret.png"}, "names a picture outside the dataset"),
         ({"bytes": None, "path": None}, "row 0 holds no picture"),

@@ -1,20 +1,19 @@
 """The recorder at full load: three cameras of 640 x 480 and low-dimensional data at 30 Hz, without dropping a frame.
 
-    python benchmarks/recorder.py [--seconds 60] [--episodes 2] [--video FILE] [--only ours,h5py,lerobot] [--out FILE]
-    python benchmarks/recorder.py --rate [--rounds 5] [--video FILE]       # raw rate of whole episodes on one core
+    python benchmarks/recorder.py [--seconds 60] [--episodes 2] [--video FILE] [--only nothing,ours,h5py,lerobot] [--out FILE]
 
 A producer offers a step every 1/30 s, as cameras do, and does not wait: a step that is due while the one before is
 still being recorded is dropped and counted. Each contender runs in a process of its own and starts an episode as soon
 as the one before has ended:
 
+- ``nothing``: steps are made and not recorded; what is late or dropped here is the machine's own doing;
 - ``ours``: :class:`EpisodeRecorder`, lossless, crash-safe;
 - ``h5py``: the frame is written into a chunked HDF5 file by the loop that offers it, lossless, not crash-safe;
 - ``lerobot``: as LeRobot 0.4 records: threads write PNG files while the episode lasts, then AV1 video is made of them,
   lossy (libsvtav1, g 2, crf 30), before the next episode can begin. What it wrote so far is lost with the process.
 
 Figures: steps dropped and late (begun 5 ms or more after they were due), the time that recording a step takes its
-caller, from the end of an episode to the next one's begin, closing the store, processor time, memory. With ``--rate``:
-MB/s from arrays in memory to files flushed to disk on one core, contenders in turn, median of the ratios.
+caller, from the end of an episode to the next one's begin, closing the store, processor time, memory.
 
 Frames come from ``--video``, whose noise and motion are those of a camera, or else are a moving pattern with noise of
 two grey levels, which no lossless codec makes much smaller.
@@ -28,7 +27,6 @@ import os
 import queue
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -44,6 +42,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
+from visuomotor.data.errors import DataError
 from visuomotor.data.recorder import EpisodeRecorder
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
@@ -68,6 +67,20 @@ def specs() -> dict[str, ArraySpec]:
     state, action = ArraySpec(shape=(14,), role="observation"), ArraySpec(shape=(7,), role="action")
     stamp = ArraySpec(shape=(), dtype="float64", role="timestamp")
     return {"state": state, "action": action, "timestamp": stamp, **dict.fromkeys(CAMERAS, image)}
+
+
+class Nothing:
+    def __init__(self, folder: Path) -> None:
+        """Takes a folder as the others do."""
+
+    def step(self, data: Step) -> None:
+        """Record nothing."""
+
+    def end(self) -> None:
+        """Nothing is to be kept."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Ours:
@@ -170,7 +183,7 @@ def encode(path: Path, frames: Any, codec: str, options: dict[str, str]) -> None
         os.fsync(f.fileno())
 
 
-PEERS: dict[str, Callable[[Path], Peer]] = {"ours": Ours, "h5py": H5py, "lerobot": LeRobot}
+PEERS: dict[str, Callable[[Path], Peer]] = {"nothing": Nothing, "ours": Ours, "h5py": H5py, "lerobot": LeRobot}
 
 
 def ring(video: Path | None) -> dict[str, list[np.ndarray]]:
@@ -199,6 +212,7 @@ class Figures:
     took: list[float]
     late: int = 0
     dropped: int = 0
+    refused: int = 0
 
 
 def play(peer: Peer, frames: dict[str, list[np.ndarray]], n: int, figures: Figures) -> None:
@@ -216,7 +230,10 @@ def play(peer: Peer, frames: dict[str, list[np.ndarray]], n: int, figures: Figur
             return
         figures.late += now - (begun + i / HZ) >= LATE_S
         low = {"state": np.full(14, i, "f4"), "action": np.full(7, i, "f4"), "timestamp": np.array(now)}
-        peer.step({**low, **{c: f[i % RING] for c, f in frames.items()}})
+        try:
+            peer.step({**low, **{c: f[i % RING] for c, f in frames.items()}})
+        except DataError:  # ours says so when the disk does not keep up
+            figures.refused += 1
         figures.took.append(time.perf_counter() - now)
         i += 1
 
@@ -238,7 +255,7 @@ def under_load(name: str, args: argparse.Namespace) -> dict[str, Any]:
         after = resource.getrusage(resource.RUSAGE_SELF)
         took, raw = np.array(figures.took), len(figures.took) * HEIGHT * WIDTH * 3 * len(CAMERAS)
         out = {
-            "steps": len(took), "dropped": figures.dropped, "late": figures.late,
+            "steps": len(took), "dropped": figures.dropped, "refused": figures.refused, "late": figures.late,
             "step_ms": {n: 1e3 * np.quantile(took, q) for n, q in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))},
             "end_of_episode_s": ends, "close_s": close,
             "processor_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, "wall_s": wall,
@@ -252,71 +269,6 @@ def under_load(name: str, args: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(folder)
 
 
-# ---------------------------------------------------------------- raw rate on one core
-
-
-def write_ours(folder: Path, episodes: list[Step]) -> None:
-    with DemoStore.create(folder / "a.zarr", {k: specs()[k] for k in episodes[0]}, fps=HZ) as store:
-        for episode in episodes:
-            store.append_episode(episode)
-
-
-def write_journal(folder: Path, episodes: list[Step]) -> None:
-    """Only as far as the episodes are safe; the arrays are made later."""
-    store = DemoStore.create(folder / "a.zarr", {k: specs()[k] for k in episodes[0]}, fps=HZ)
-    for episode in episodes:
-        store.append_episode(episode)
-
-
-def write_h5py(folder: Path, episodes: list[Step], **options: Any) -> None:
-    with h5py.File(folder / "a.hdf5", "w") as file:
-        for i, episode in enumerate(episodes):
-            for key, rows in episode.items():
-                chunks = (1, *rows.shape[1:]) if key in CAMERAS else None
-                file.create_dataset(f"demo_{i}/{key}", data=rows, chunks=chunks, **(options if key in CAMERAS else {}))
-            file.flush()
-            os.fsync(file.id.get_vfd_handle())
-
-
-def write_mp4(folder: Path, episodes: list[Step]) -> None:
-    for i, episode in enumerate(episodes):
-        for camera in set(CAMERAS) & set(episode):
-            encode(folder / f"{camera}-{i}.mp4", episode[camera], "libx264", {"crf": "18", "threads": "1"})
-
-
-WAYS: dict[str, Callable[[Path, list[Step]], None]] = {
-    "ours": write_ours,
-    "ours, journal only": write_journal,
-    "h5py raw": write_h5py,
-    "h5py gzip 1": lambda folder, episodes: write_h5py(folder, episodes, compression="gzip", compression_opts=1),
-    "mp4 H.264 crf 18": write_mp4,
-}
-
-
-def raw_rate(args: argparse.Namespace) -> dict[str, Any]:
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    frames = np.stack(ring(args.video)[CAMERAS[0]])
-    episode: Step = {"state": np.zeros((90, 14), "f4"), CAMERAS[0]: np.concatenate([frames] * 3)}
-    episodes = [episode] * 4
-    size = sum(rows.nbytes for e in episodes for rows in e.values()) / 1e6
-    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
-    for _ in range(args.rounds):
-        for name, way in WAYS.items():
-            folder = Path(tempfile.mkdtemp(dir=args.folder))
-            wall, busy = time.perf_counter(), time.process_time()
-            way(folder, episodes)
-            rounds[name].append((time.perf_counter() - wall, time.process_time() - busy))
-            shutil.rmtree(folder)
-    return {
-        name: {
-            "mb_per_s": statistics.median(size / wall for wall, _ in done),
-            "processor_ms_per_mb": statistics.median(1e3 * busy / size for _, busy in done),
-            "times_h5py_raw": statistics.median(b[0] / a[0] for a, b in zip(done, rounds["h5py raw"], strict=True)),
-        }
-        for name, done in rounds.items()
-    }
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -324,8 +276,6 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=2)
     parser.add_argument("--video", type=Path)
     parser.add_argument("--only", default=",".join(PEERS))
-    parser.add_argument("--rate", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to write; null: the folder of temporary files")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", choices=sorted(PEERS), help=argparse.SUPPRESS)
@@ -333,11 +283,11 @@ def main() -> None:
     if args.serve:
         print(json.dumps(under_load(args.serve, args)))
         return
-    if args.rate:
-        document: dict[str, Any] = raw_rate(args)
-    else:
-        command = [sys.executable, *sys.argv, "--serve"]
-        document = {n: json.loads(subprocess.check_output([*command, n])) for n in args.only.split(",")}
+    command = [sys.executable, *sys.argv, "--serve"]
+    document: dict[str, Any] = {}
+    for name in args.only.split(","):
+        document[name] = json.loads(subprocess.check_output([*command, name]))
+        print(json.dumps({name: document[name]}), file=sys.stderr, flush=True)
     text = json.dumps(document, indent=2)
     print(text)
     if args.out:

@@ -115,6 +115,7 @@ def line_chart(
     log_y: bool = False,
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
+    x_label: str = "step",
 ) -> str:
     """Curves over training steps as one ``<figure>``; values that no axis can show (NaN, log of 0) are left out.
 
@@ -154,7 +155,7 @@ def line_chart(
             chart.append({"name": s.name, "colour": s.colour, "at": at, "text": text})
     ticks = log_ticks(y0, y1) if log_y else linear_ticks(y0, y1)
     axes = _axes(
-        [(px(t), human(t)) for t in linear_ticks(x0, x1)], [(py(t), human(t)) for t in ticks if y0 <= t <= y1], "step"
+        [(px(t), human(t)) for t in linear_ticks(x0, x1)], [(py(t), human(t)) for t in ticks if y0 <= t <= y1], x_label
     )
     return _figure(
         title, axes + "".join(body), chart, f'<span class="legend">{"".join(legend)}</span>' if legend else ""

@@ -16,8 +16,11 @@ from string import Template
 
 from visuomotor.data.errors import UserError
 from visuomotor.policies.learn import report_parts as parts
+from visuomotor.policies.learn import report_rl
 
 __all__ = ["read_metrics", "write_report"]
+
+_NO_DATA = parts.sentence("Learnt in the task's worlds. Settings and command below say what it began with.")
 
 
 def write_report(run_dir: Path) -> Path:
@@ -53,14 +56,16 @@ def write_report(run_dir: Path) -> Path:
             return parts.sentence(f"{source} does not have the expected form ({type(error).__name__}: {error}).")
 
     task = (final or {}).get("task")
+    rl = report_rl.is_rl(metrics, final)
+    own = report_rl if rl else parts
     page = Template((files(__package__) / "report.html").read_text(encoding="utf-8")).substitute(
         title=escape(" · ".join(str(part) for part in (task, run_dir.resolve().name) if part)),
-        subtitle=section(lambda: parts.subtitle(metrics, final), "eval/final.json"),
-        headline=section(lambda: parts.headline(metrics, final, environment), "eval/final.json or environment.json"),
-        curves=section(lambda: parts.curves(metrics), "metrics.jsonl"),
+        subtitle=section(lambda: own.subtitle(metrics, final), "eval/final.json"),
+        headline=section(lambda: own.headline(metrics, final, environment), "eval/final.json or environment.json"),
+        curves=section(lambda: own.curves(metrics), "metrics.jsonl"),
         evaluation=section(lambda: parts.evaluation(final), "eval/final.json"),
-        videos=section(lambda: parts.videos(run_dir, final), "eval/final.json"),
-        dataset=section(lambda: parts.dataset(dataset), "dataset.json"),
+        videos=section(lambda: parts.videos(run_dir, report_rl.videos(final) if rl else final), "eval/final.json"),
+        dataset=section(lambda: _NO_DATA if rl else parts.dataset(dataset), "dataset.json"),
         command=_text_file(run_dir / "command.txt", "command", copy=True),
         config=_text_file(run_dir / "config.yaml", "panel"),
         environment=section(lambda: parts.pairs(environment, "environment.json"), "environment.json"),

@@ -13,7 +13,20 @@ from typing import Any
 
 from visuomotor.policies.learn.charts import Series, histogram, human, line_chart, smooth, thin
 
-__all__ = ["Json", "curves", "dataset", "evaluation", "headline", "pairs", "sentence", "subtitle", "videos"]
+__all__ = [
+    "Json",
+    "card",
+    "column",
+    "curves",
+    "dataset",
+    "estimate",
+    "evaluation",
+    "headline",
+    "pairs",
+    "sentence",
+    "subtitle",
+    "videos",
+]
 
 Json = dict[str, Any]
 CURVE_POINTS = 500  # more than a chart has pixels for
@@ -25,7 +38,7 @@ def sentence(text: str) -> str:
     return f'<p class="soft">{escape(text)}</p>'
 
 
-def _column(metrics: Sequence[Json], name: str) -> tuple[list[float], list[float]]:
+def column(metrics: Sequence[Json], name: str) -> tuple[list[float], list[float]]:
     """Steps and values of the rows that have a number called ``name``."""
     rows = [(m["step"], m[name]) for m in metrics if isinstance(m.get(name), int | float)]
     return [float(step) for step, _ in rows], [float(value) for _, value in rows]
@@ -38,7 +51,7 @@ def subtitle(metrics: Sequence[Json], final: Json | None) -> str:
     return escape(" · ".join(parts))
 
 
-def _card(name: str, value: str, more: str = "", track: str = "") -> str:
+def card(name: str, value: str, more: str = "", track: str = "") -> str:
     return (
         f'<div class="card"><div class="name">{escape(name)}</div><div class="value">{escape(value)}</div>{track}'
         f'<div class="more">{escape(more)}</div></div>'
@@ -52,13 +65,13 @@ def _track(value: float, low: float, high: float) -> str:
     return f'<div class="track">{band}<b style="left:{at:.1f}%"></b></div>'
 
 
-def _estimate(name: str, value: float, what: str, interval: Json, form: str) -> str:
+def estimate(name: str, value: float, what: str, interval: Json, form: str) -> str:
     """A card with a value in 0..1 and its interval; a single episode has no interval of its score."""
     low, high = interval["low"], interval["high"]
     if low is None or high is None:
-        return _card(name, format(value, form), what)
+        return card(name, format(value, form), what)
     more = f"{what}, 95 % interval {format(low, form)} to {format(high, form)}"
-    return _card(name, format(value, form), more, _track(value, low, high))
+    return card(name, format(value, form), more, _track(value, low, high))
 
 
 def headline(metrics: Sequence[Json], final: Json | None, environment: Json | None) -> str:
@@ -66,31 +79,31 @@ def headline(metrics: Sequence[Json], final: Json | None, environment: Json | No
     if final:
         score, success, n = final["score"], final["success"], final["n_episodes"]
         counted = f"{success['count']} of {n}"
-        cards.append(_estimate("Score", score["mean"], f"mean of {n} seeds", score, ".3f"))
-        cards.append(_estimate("Success", success["rate"], counted, success, ".1%"))
-    _, seconds = _column(metrics, "time_s")
-    _, speed = _column(metrics, "samples_per_s")
+        cards.append(estimate("Score", score["mean"], f"mean of {n} seeds", score, ".3f"))
+        cards.append(estimate("Success", success["rate"], counted, success, ".1%"))
+    _, seconds = column(metrics, "time_s")
+    _, speed = column(metrics, "samples_per_s")
     steps = f"{metrics[-1]['step']:,} steps" if metrics else "nothing was logged"
     rate = f", {human(sorted(speed)[len(speed) // 2])} samples/s" if speed else ""
-    cards.append(_card("Training", f"{seconds[-1] / 60:.1f} min" if seconds else "unknown", steps + rate))
+    cards.append(card("Training", f"{seconds[-1] / 60:.1f} min" if seconds else "unknown", steps + rate))
     n_parameters = (environment or {}).get("n_parameters")
     device = str((environment or {}).get("device", ""))
-    cards.append(_card("Parameters", human(n_parameters) if n_parameters else "unknown", device and f"on {device}"))
+    cards.append(card("Parameters", human(n_parameters) if n_parameters else "unknown", device and f"on {device}"))
     return "".join(cards)
 
 
 def curves(metrics: Sequence[Json]) -> str:
-    steps, loss = _column(metrics, "loss")
+    steps, loss = column(metrics, "loss")
     finite = [(s, v) for s, v in zip(steps, loss, strict=True) if 0 < v < float("inf")]
     span = max(2.0, len(finite) / 50)
     smoothed = list(zip([s for s, _ in finite], smooth([v for _, v in finite], span), strict=True))
 
-    def curve(name: str, points: Sequence[tuple[float, float]], style: str, colour: int) -> Series:
-        thinned = thin(points, CURVE_POINTS)
+    def curve(name: str, drawn: Sequence[tuple[float, float]], style: str, colour: int) -> Series:
+        thinned = thin(drawn, CURVE_POINTS)
         return Series(name, [x for x, _ in thinned], [y for _, y in thinned], style, colour)
 
-    def column(name: str) -> list[tuple[float, float]]:
-        return list(zip(*_column(metrics, name), strict=True))
+    def points(name: str) -> list[tuple[float, float]]:
+        return list(zip(*column(metrics, name), strict=True))
 
     x_range = (0.0, float(metrics[-1]["step"])) if metrics else None  # one axis for all, so that charts line up
     charts = [
@@ -99,21 +112,21 @@ def curves(metrics: Sequence[Json]) -> str:
             [
                 curve("raw", finite, "faint", 1),
                 curve("training, smoothed", smoothed, "line", 1),
-                curve("validation", column("val_loss"), "dots", 3),
+                curve("validation", points("val_loss"), "dots", 3),
             ],
             log_y=True,
             x_range=x_range,
         ),
         line_chart(
             "Evaluation while training",
-            [curve("score", column("eval_score"), "dots", 1), curve("success", column("eval_success"), "dots", 2)],
+            [curve("score", points("eval_score"), "dots", 1), curve("success", points("eval_success"), "dots", 2)],
             x_range=x_range,
             y_range=(0.0, 1.0),
         ),
-        line_chart("Learning rate", [curve("learning rate", column("lr"), "line", 4)], x_range=x_range),
+        line_chart("Learning rate", [curve("learning rate", points("lr"), "line", 4)], x_range=x_range),
         line_chart(
             "Gradient norm (log scale)",
-            [curve("gradient norm", column("grad_norm"), "line", 3)],
+            [curve("gradient norm", points("grad_norm"), "line", 3)],
             log_y=True,
             x_range=x_range,
         ),

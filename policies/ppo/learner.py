@@ -225,7 +225,8 @@ class Learner:
                 here = float(self._region.largest(kl, s.valid))
                 largest = max(largest, here)
                 if not here <= self._region.bound and passes < _FIX_PASSES:
-                    (self._region.weight * (kl * s.valid).sum() / s.valid.sum().clamp_min(1.0)).backward()
+                    count = self._processes.sum(s.valid.sum()).clamp_min(1.0)
+                    (self._region.weight * (kl * s.valid).sum() / count).backward()
                     self._apply(self.actor_optimizer, self._config.grad_clip)
                     steps += 1
             if largest <= self._region.bound:

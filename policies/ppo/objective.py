@@ -31,7 +31,7 @@ def reduce_log_ratio(log_ratio: Tensor, mask: Tensor, action_dim: int, *, reduce
     (positions of ``mask [B, M, H]`` times ``action_dim``, and steps where the chain has one ratio), so that a clip
     range is one per component: with ``n`` of them it is ``n`` times as wide for the density (DPPO, ReinFlow).
     """
-    total = (log_ratio * mask).sum(-1)  # [B, M]
+    total = torch.where(mask, log_ratio, 0.0).sum(-1)  # [B, M]; what was masked may be anything
     count = mask.sum(-1) * action_dim
     if level == "chain":
         total, count = total.sum(-1, keepdim=True), count.sum(-1, keepdim=True)

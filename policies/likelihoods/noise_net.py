@@ -55,12 +55,12 @@ class NoiseNet(nn.Module):
         share = math.log(init / low) / math.log(high / low)
         self._offset = math.log(share / (1.0 - share))
         self.time = SinusoidalEmbedding(_TIME_DIM, scale=time_scale)
+        last = nn.Linear(_WIDTH, horizon * action_dim)
+        nn.init.zeros_(last.weight)  # begins at ``init`` everywhere
+        nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(
-            nn.Linear(features + _TIME_DIM, _WIDTH), nn.Tanh(), nn.Linear(_WIDTH, _WIDTH), nn.Tanh(),
-            nn.Linear(_WIDTH, horizon * action_dim),
-        )  # fmt: skip
-        nn.init.zeros_(self.layers[-1].weight)  # begins at ``init`` everywhere
-        nn.init.zeros_(self.layers[-1].bias)
+            nn.Linear(features + _TIME_DIM, _WIDTH), nn.Tanh(), nn.Linear(_WIDTH, _WIDTH), nn.Tanh(), last
+        )
         self.register_buffer("high", torch.tensor(high))
 
     def forward(self, features: Tensor, t: Tensor) -> Tensor:

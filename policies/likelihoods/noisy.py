@@ -34,11 +34,14 @@ class NoisyOutputConfig(LikelihoodConfig):
     """The noise on the chunk, learnt for every position and component. All in normalised units.
 
     Attributes:
+        steps: sampling steps, in training and when deployed, where the head has a choice; null keeps those of the
+            policy. The gradient goes through all of them.
         std_min: least standard deviation.
         std_init: standard deviation at the beginning.
         std_max: largest one.
     """
 
+    steps: int | None = None
     std_min: float = 0.02
     std_init: float = 0.1
     std_max: float = 0.3
@@ -60,6 +63,8 @@ class NoisyOutput(Likelihood):
 
     def __init__(self, policy: Policy, config: NoisyOutputConfig) -> None:
         super().__init__(policy, config)
+        if config.steps is not None:
+            policy.head.set_solver(steps=config.steps)
         _, horizon, action_dim = policy.noise_shape
         self._bounds = {"low": config.std_min, "init": config.std_init, "high": config.std_max}
         self.raw_std = nn.Parameter(torch.zeros(horizon, action_dim, device=policy.device))

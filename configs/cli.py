@@ -26,6 +26,7 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor data inspect <zarr>                      what a dataset holds
   visuomotor data validate <zarr>                     what is wrong with it, by array, episode and step
   visuomotor data edit <zarr> <out> filter success=true   filter, split, merge, trim, resample, ...
+  visuomotor data weigh <zarr> <out>                  how much each step should count in training
   visuomotor data report <zarr>                       one HTML page: pictures, distributions, coverage, findings
   visuomotor data view <zarr> checkpoint=<run>        episodes in the rerun viewer, with a policy's predictions
   visuomotor data video <zarr> camera=front           one camera of one episode as mp4

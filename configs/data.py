@@ -22,6 +22,7 @@ visuomotor data validate <zarr>         decode everything and name what is wrong
 visuomotor data edit <zarr> <out> <operation>   filter, split, merge, trim, resample, ...; its --help lists them
 visuomotor data import <path> <zarr>    demonstrations of another format; its --help lists the settings
 visuomotor data export <zarr> <path> format=<format>   write it as others read it
+visuomotor data weigh <zarr> <out>      how much each step should count in training; its --help lists the settings
 visuomotor data replay <zarr> <new zarr> sites=[...] cameras=[...]   poses and pictures of recorded simulator states
 visuomotor data report <zarr> [<html>]  one page: pictures, distributions, coverage, findings, episodes
 visuomotor data view <zarr>             episodes in the rerun viewer; save=<rrd> writes a file for it
@@ -60,12 +61,16 @@ def main(words: Sequence[str]) -> int:
         from visuomotor.configs.replay import main as replay  # a simulator, which the others do not need
 
         return replay(words[1:])
+    if words[0] == "weigh":
+        from visuomotor.configs.weigh_data import main as weigh  # torch, which most others do not need
+
+        return weigh(words[1:])
     if words[0] in ("view", "report", "video"):
         from visuomotor.configs import view_data
 
         return {"view": view_data.view, "report": view_data.report, "video": view_data.video}[words[0]](words[1:])
     if words[0] not in verbs:
-        known = [*verbs, "edit", "export", "generate", "report", "validate", "video", "view"]
+        known = [*verbs, "edit", "export", "generate", "report", "validate", "video", "view", "weigh"]
         raise ConfigError(f"unknown command 'data {words[0]}'. {nearest(words[0], known)}")
     if len(words) < 2:
         raise ConfigError(f"data {words[0]}: give the path of a Zarr store")

@@ -15,7 +15,7 @@ from visuomotor.configs.schema import TrainConfig
 from visuomotor.data.cache import TrainingCache, load_cache
 from visuomotor.data.describe import describe
 from visuomotor.data.errors import ConfigError, DataError, nearest
-from visuomotor.data.mixture import MixtureConfig, check_member, episode_weights, join_caches
+from visuomotor.data.mixture import MixtureConfig, check_member, join_caches, step_weights
 from visuomotor.data.store import DemoStore
 from visuomotor.data.texts import encode_texts
 from visuomotor.policies.spec import PolicySpec
@@ -86,7 +86,7 @@ def load_mixture(
 
 def _weights(config: TrainConfig, store: DemoStore, member: MixtureConfig) -> np.ndarray | None:
     column = config.data.weight_column
-    return None if column is None else episode_weights(store, _theirs(column, member))
+    return None if column is None else step_weights(store, _theirs(column, member))
 
 
 def _theirs(name: str, member: MixtureConfig) -> str:

@@ -42,7 +42,8 @@ class DataConfig:
         episodes: train on that many of the training episodes, chosen by seed; null takes all.
         mixture: further stores to train on; the policy is for the robot of ``path``.
         weight: share of the windows of ``path`` relative to those of ``mixture``.
-        weight_column: per-episode column by which episodes are drawn: in proportion to it, 0 never; null draws all
+        weight_column: per-episode column, or array of one number a step, in proportion to which windows are drawn (0
+            never); null draws all
             windows alike.
         cache: where the flat training arrays live.
     """

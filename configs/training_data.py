@@ -23,7 +23,7 @@ from visuomotor.data.cache import TrainingCache, load_cache
 from visuomotor.data.describe import describe
 from visuomotor.data.errors import DataError, nearest
 from visuomotor.data.ingest import plan_array
-from visuomotor.data.mixture import MixtureOrder, episode_weights, slots
+from visuomotor.data.mixture import MixtureOrder, slots, step_weights
 from visuomotor.data.store import DemoStore
 from visuomotor.data.streaming import EpisodeStream, StreamedRows, StreamingSource, is_streamed
 from visuomotor.data.texts import encode_texts
@@ -59,7 +59,7 @@ class _Loaded:
     names: list[str]
     masks: Tensor | None = None
     stream: EpisodeStream | None = None
-    weights: np.ndarray | None = None  # [E]
+    weights: np.ndarray | None = None  # [T]
 
 
 def load_training_data(config: TrainConfig, accelerator: Accelerator, console: Console) -> TrainingData:
@@ -99,9 +99,10 @@ def load_training_data(config: TrainConfig, accelerator: Accelerator, console: C
         soft_wrap=True,
     )
     if loaded.weights is not None:
-        used = loaded.weights[train_episodes]
+        starts = np.concatenate([[0], cache.episode_ends[:-1]])
+        used = np.maximum.reduceat(loaded.weights, starts)[train_episodes]
         console.print(
-            f"windows are drawn by {config.data.weight_column}: {used.min():g} to {used.max():g}, "
+            f"windows are drawn by {config.data.weight_column}: at most {used.min():g} to {used.max():g} an episode, "
             f"{int((used == 0).sum())} training episodes never",
             highlight=False,
         )
@@ -129,7 +130,7 @@ def _load(config: TrainConfig, accelerator: Accelerator, console: Console) -> _L
         cached = [k for k in keys if stream is None or k not in stream.keys]
         cache = load_cache(store, cached, config.data.cache, accelerator.device, progress)
         texts, document = text_tables(config.obs, store), describe(store)
-        weights = None if config.data.weight_column is None else episode_weights(store, config.data.weight_column)
+        weights = None if config.data.weight_column is None else step_weights(store, config.data.weight_column)
     finally:
         if config.data.cache.mode != "stream":
             store.close()
@@ -191,7 +192,9 @@ def _order(config: TrainConfig, loaded: _Loaded, table: WindowTable, document: d
     if config.data.mixture:
         for member, n in zip(document["mixture"], count.tolist(), strict=True):
             member["slots"] = n
-    return MixtureOrder.of_table(table, loaded.first_episode, count, config.seed, loaded.names, loaded.weights)
+    return MixtureOrder.of_table(
+        table, loaded.first_episode, count, config.seed, loaded.names, loaded.weights, config.window.n_obs
+    )
 
 
 def text_tables(obs: ObservationConfig, store: DemoStore) -> dict[str, Tensor]:

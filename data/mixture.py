@@ -32,9 +32,9 @@ __all__ = [
     "MixtureConfig",
     "MixtureOrder",
     "check_member",
-    "episode_weights",
     "join_caches",
     "slots",
+    "step_weights",
 ]
 
 
@@ -135,11 +135,12 @@ class MixtureOrder:
     @classmethod
     def of_table(
         cls, table: WindowTable, first_episode: Sequence[int], count: NDArray[np.int64], seed: int,
-        names: Sequence[str], weights: NDArray[np.float64] | None = None,
+        names: Sequence[str], weights: NDArray[np.float64] | None = None, n_obs: int = 1,
     ) -> MixtureOrder:  # fmt: skip
         """The order over ``table``, where store ``i`` has the episodes from ``first_episode[i]`` on.
 
-        ``weights [E]`` are those of the episodes, 0 or more; all windows of an episode have its weight.
+        ``weights [T]`` are those of the steps, 0 or more; a window has that of its present step, the last of its
+        ``n_obs`` observed ones.
 
         Raises:
             DataError: a store has no window, or none of a weight above 0.
@@ -151,22 +152,43 @@ class MixtureOrder:
                 raise DataError(f"{name}: no training episode is long enough for a window")
         if weights is None:
             return cls(windows, count, seed)
-        used = [w[weights[table.episode[w]] > 0] for w in windows]
+        present = np.clip(table.start + n_obs - 1, table.ep_start, table.ep_stop - 1)
+        used = [w[weights[present[w]] > 0] for w in windows]
         for w, name in zip(used, names, strict=True):
             if not len(w):
                 raise DataError(f"{name}: all training episodes that are long enough for a window have the weight 0")
-        return cls(used, count, seed, [weights[table.episode[w]] for w in used])
+        return cls(used, count, seed, [weights[present[w]] for w in used])
 
 
-def episode_weights(store: StoreReader, column: str) -> NDArray[np.float64]:
-    """What a column says of how much each episode counts: float64 ``[E]``; true is 1, false 0.
+def step_weights(store: StoreReader, name: str) -> NDArray[np.float64]:
+    """What a column, or an array of one number a step, says of how much each step counts: float64 ``[T]``.
+
+    All steps of an episode have the weight of its column; true is 1, false 0.
 
     Raises:
-        DataError: no such column, one of texts, or a value that is negative or not finite.
+        DataError: neither of that name, texts or vectors, or a value that is negative or not finite.
     """
+    if name in store.specs and name not in store.column_types:
+        return _array_weights(store, name)
+    return np.repeat(_column_weights(store, name), np.diff(store.episode_ends, prepend=0))
+
+
+def _array_weights(store: StoreReader, key: str) -> NDArray[np.float64]:
+    if store.specs[key].size != 1:
+        raise DataError(f"{store.path}: the array {key!r} has steps of shape {store.specs[key].shape}: expected ()")
+    weights = store.read(key, 0, store.n_steps).astype(np.float64).reshape(-1)
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        i = int(bad[0])
+        raise DataError(f"{store.path}: the weight {key!r} of row {i} is {weights[i]:g}: expected 0 or more")
+    return weights
+
+
+def _column_weights(store: StoreReader, column: str) -> NDArray[np.float64]:
     columns = store.episode_columns
     if column not in columns:
-        raise DataError(f"{store.path} has no column meta/{column}. {nearest(column, columns)}")
+        scalars = [k for k, s in store.specs.items() if s.size == 1]
+        raise DataError(f"{store.path} has no column meta/{column}. {nearest(column, [*columns, *scalars])}")
     if columns[column].dtype.kind not in "biuf":
         raise DataError(f"{store.path}: the column {column!r} holds texts: weights are numbers, or true and false")
     weights = columns[column].astype(np.float64)

@@ -32,7 +32,8 @@ TABLE = window_table(ENDS, WindowConfig())
 
 
 def order(weights: list[float], batch: int = 8, seed: int = 3) -> MixtureOrder:
-    return MixtureOrder.of_table(TABLE, [0], np.array([batch]), seed, ["demos"], np.array(weights))
+    of_steps = np.repeat(weights, np.diff(ENDS, prepend=0))
+    return MixtureOrder.of_table(TABLE, [0], np.array([batch]), seed, ["demos"], of_steps)
 
 
 def test_windows_come_in_proportion_to_the_weight_of_their_episode() -> None:
@@ -67,14 +68,25 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
     assert len({tuple(s) for s in steps}) == 6
 
 
-def source(batch: int, weights: list[float] | None = None, **parallel: int) -> BatchSource:
+def source(batch: int, weights: list[float] | None = None, rank: int = 0, world_size: int = 1) -> BatchSource:
     rows = torch.arange(50).float()[:, None]
     cache = TrainingCache({"action": rows, "state": rows}, ENDS, "ram", 0, "test")
     drawn = None if weights is None else order(weights, batch)
     return BatchSource(
         cache, TABLE, obs_keys=["state"], action_key="action", n_obs=2, horizon=16, batch_size=batch, seed=3,
-        order=drawn, **parallel,
+        order=drawn, rank=rank, world_size=world_size,
     )  # fmt: skip
+
+
+def test_windows_may_have_weights_of_their_own_by_their_present_step() -> None:
+    weights = np.zeros(50)
+    weights[[0, 5, 30]] = [1.0, 2.0, 1.0]
+    drawn = MixtureOrder.of_table(TABLE, [0], np.array([400]), 3, ["demos"], weights, n_obs=2)
+    windows = np.concatenate([drawn(i) for i in range(10)])
+    present = np.clip(TABLE.start + 1, TABLE.ep_start, TABLE.ep_stop - 1)
+    rows, counts = np.unique(present[windows], return_counts=True)
+    assert rows.tolist() == [0, 5, 30]
+    np.testing.assert_allclose(counts / 4000, [0.25, 0.5, 0.25], atol=0.01)
 
 
 def test_ranks_slice_the_global_batch() -> None:
@@ -136,7 +148,7 @@ def test_the_column_decides(tmp_path: Path, load: Load) -> None:
     np.testing.assert_allclose(episodes(load("data.weight_column=success")), [0.5, 0, 0, 0.5], atol=0.02)
     uniform = load()
     np.testing.assert_allclose(episodes(uniform), [0.25] * 4, atol=0.02)
-    words = ([], ["data.weight_column=weight"], ["data.weight_column=success"])
+    words: tuple[list[str], ...] = ([], ["data.weight_column=weight"], ["data.weight_column=success"])
     assert len({load(*w).document["signature"] for w in words}) == 3  # other batches: a run must not go on with them
 
 

@@ -82,9 +82,7 @@ def test_ratio_is_one_before_the_first_update_and_follows_the_density_after_it()
     likelihood, obs = DSRLLikelihood(_policy(FlowConfig()), DSRLConfig()), _obs(6)
     record = likelihood.rollout(obs, Draws(3))
     assert likelihood.evaluate(obs, record).log_ratio.abs().max() <= 1e-5
-    last = likelihood._head.actor[-1]
-    with torch.no_grad():
-        last.bias += 0.1  # a mean of 3 tanh(0.1 / 3)
+    _push(likelihood._head, 0.1)  # a mean of 3 tanh(0.1 / 3)
     moved = 3.0 * np.tanh(0.1 / 3.0)
     expected = (record.aux["noise"] * moved - 0.5 * moved**2).sum(-1)[:, None]
     torch.testing.assert_close(likelihood.evaluate(obs, record).log_ratio, expected, atol=1e-5, rtol=1e-4)
@@ -103,8 +101,7 @@ def test_a_steered_policy_is_built_again_from_its_settings() -> None:
     policy = _policy(FlowConfig(sample_steps=3))
     DSRLLikelihood(policy, DSRLConfig(steps=5))
     assert isinstance(policy.head, SteeredHead)
-    with torch.no_grad():
-        policy.head.actor[-1].bias += 0.4
+    _push(policy.head, 0.4)
     again = _policy(type(policy.head.config)(**asdict(policy.head.config)))
     again.load_state_dict(policy.state_dict())
     noise = torch.randn(6, *policy.noise_shape)
@@ -139,6 +136,13 @@ def test_it_learns_to_choose_the_mode_that_the_frozen_policy_seldom_takes() -> N
         learner.update(_bandit(obs, record, reward, value), draws, 0, 2, update, share_done=update / 30)
     assert np.mean(shares[:3]) < 0.4
     assert np.mean(shares[-3:]) > 0.95
+
+
+def _push(head: SteeredHead, by: float) -> None:
+    last = head.actor[-1]
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        last.bias.add_(by)
 
 
 def _steered_config() -> Any:

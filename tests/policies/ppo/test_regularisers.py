@@ -43,9 +43,19 @@ def parts(make_policy: MakePolicy) -> Parts:
 
 def _shift_mean(likelihood: Likelihood, by: float) -> None:
     """Moves the mean of every component of every step by ``by``."""
-    final = [m for m in likelihood.policy.backbone.modules() if isinstance(m, torch.nn.Linear)][-1]
     with torch.no_grad():
-        final.bias += by
+        _final_bias(likelihood).add_(by)
+
+
+def _final_bias(likelihood: Likelihood) -> Tensor:
+    return [m for m in likelihood.policy.backbone.modules() if isinstance(m, torch.nn.Linear)][-1].bias
+
+
+def _gradient(likelihood: Likelihood) -> float:
+    """By the bias of all components together."""
+    grad = _final_bias(likelihood).grad
+    assert grad is not None
+    return float(grad.sum())
 
 
 def _term(config: HoldConfig, parts: Parts, shift: float) -> tuple[Tensor, Likelihood]:
@@ -64,17 +74,15 @@ def test_kl_of_a_mean_that_moved_is_half_its_square_in_standard_deviations(parts
     loss, likelihood = _term(HoldConfig(kl=TermConfig(weight=3.0)), parts, shift=0.2)
     assert loss.item() == pytest.approx(3.0 * 0.5 * (0.2 / 0.5) ** 2, rel=1e-4)
     loss.backward()
-    final = [m for m in likelihood.policy.backbone.modules() if isinstance(m, torch.nn.Linear)][-1]
     # d/db of weight * b^2 / (2 sigma^2), averaged over components: each bias is one of several components
-    assert float(final.bias.grad.sum()) == pytest.approx(3.0 * 0.2 / 0.25, rel=1e-4)
+    assert _gradient(likelihood) == pytest.approx(3.0 * 0.2 / 0.25, rel=1e-4)
 
 
 def test_w2_of_chunks_that_moved_is_the_square_of_the_way(parts: Parts) -> None:
     loss, likelihood = _term(HoldConfig(w2=W2TermConfig(weight=2.0, samples=4)), parts, shift=0.3)
     assert loss.item() == pytest.approx(2.0 * 0.09, rel=1e-4)
     loss.backward()
-    final = [m for m in likelihood.policy.backbone.modules() if isinstance(m, torch.nn.Linear)][-1]
-    assert float(final.bias.grad.sum()) == pytest.approx(2.0 * 2 * 0.3, rel=1e-4)
+    assert _gradient(likelihood) == pytest.approx(2.0 * 2 * 0.3, rel=1e-4)
 
 
 def test_terms_that_hold_are_zero_at_the_beginning(parts: Parts) -> None:

@@ -1,6 +1,6 @@
 """The recorder at full load: three cameras of 640 x 480 and low-dimensional data at 30 Hz, without dropping a frame.
 
-    python benchmarks/recorder.py [--seconds 60] [--episodes 2] [--video FILE] [--only nothing,ours,h5py,lerobot] [--out FILE]
+    python benchmarks/recorder.py [--seconds 60] [--episodes 2] [--video FILE] [--only ours,h5py] [--out FILE]
 
 A producer offers a step every 1/30 s, as cameras do, and does not wait: a step that is due while the one before is
 still being recorded is dropped and counted. Each contender runs in a process of its own and starts an episode as soon
@@ -13,7 +13,7 @@ as the one before has ended:
   lossy (libsvtav1, g 2, crf 30), before the next episode can begin. What it wrote so far is lost with the process.
 
 Figures: steps dropped and late (begun 5 ms or more after they were due), the time that recording a step takes its
-caller, from the end of an episode to the next one's begin, closing the store, processor time, memory.
+caller, from the end of an episode to the next one's begin, closing the store, cores used while recording, memory.
 
 Frames come from ``--video``, whose noise and motion are those of a camera, or else are a moving pattern with noise of
 two grey levels, which no lossless codec makes much smaller.
@@ -238,28 +238,33 @@ def play(peer: Peer, frames: dict[str, list[np.ndarray]], n: int, figures: Figur
         i += 1
 
 
+def _processor_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
 def under_load(name: str, args: argparse.Namespace) -> dict[str, Any]:
     frames, folder = ring(args.video), Path(tempfile.mkdtemp(dir=args.folder))
-    before = resource.getrusage(resource.RUSAGE_SELF)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         peer, figures, ends = PEERS[name](folder), Figures([]), []
-        wall = time.perf_counter()
+        wall, busy = time.perf_counter(), _processor_s()
         for _ in range(args.episodes):
             play(peer, frames, round(args.seconds * HZ), figures)
             begun = time.perf_counter()
             peer.end()
             ends.append(time.perf_counter() - begun)
-        wall, begun = time.perf_counter() - wall, time.perf_counter()
+        wall, begun, recorded = time.perf_counter() - wall, time.perf_counter(), _processor_s()
         peer.close()
         close = time.perf_counter() - begun
-        after = resource.getrusage(resource.RUSAGE_SELF)
         took, raw = np.array(figures.took), len(figures.took) * HEIGHT * WIDTH * 3 * len(CAMERAS)
         out = {
             "steps": len(took), "dropped": figures.dropped, "refused": figures.refused, "late": figures.late,
             "step_ms": {n: 1e3 * np.quantile(took, q) for n, q in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))},
             "end_of_episode_s": ends, "close_s": close,
-            "processor_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, "wall_s": wall,
-            "raw_mb_per_s": raw / wall / 1e6, "peak_memory_mb_above_start": (after.ru_maxrss - before.ru_maxrss) / 1e3,
+            "wall_s": wall, "cores_used": (recorded - busy) / wall, "processor_s_of_close": _processor_s() - recorded,
+            "raw_mb_per_s": raw / wall / 1e6,
+            "peak_memory_mb_above_start": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1e3,
             "bytes_of_raw": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / raw,
         }  # fmt: skip
         if isinstance(peer, Ours):

@@ -65,6 +65,8 @@ class RLRun:
     def execute(self) -> int:
         """Evaluate, train, evaluate, report; returns the exit status."""
         try:
+            if self._accelerator.is_main_process:
+                self._log = MetricLog(self._dir, self._trainer.updates_done)
             if not self._resumed:
                 self._begin()
             stopped = self._train()
@@ -83,6 +85,8 @@ class RLRun:
             self._console.print(f"report: {write_report(self._dir).resolve()}", highlight=False, soft_wrap=True)
             return INTERRUPTED if stopped else 0
         finally:
+            if self._log is not None:
+                self._log.close()
             if self._evaluator is not None:
                 self._evaluator.close()
 
@@ -111,12 +115,13 @@ class RLRun:
             with GracefulStop() as stop:
                 self._trainer.run([self._keep], stop)
             return self._trainer.share_done < 1.0
-        self._log = log = MetricLog(self._dir, self._trainer.updates_done)
         with GracefulStop() as stop, RunBar("training", self._console, done=self._share) as bar:
-            subscribers = [self._check_finite, lambda e: log.write(e.update, e.metrics), self._shown(bar), self._keep]
-            self._trainer.run(subscribers, stop)
-        log.close()
+            self._trainer.run([self._check_finite, self._write_metrics, self._shown(bar), self._keep], stop)
         return self._trainer.share_done < 1.0
+
+    def _write_metrics(self, event: UpdateEvent) -> None:
+        assert self._log is not None
+        self._log.write(event.update, {**event.metrics, "train_s": self._trainer.seconds})
 
     def _shown(self, bar: RunBar) -> Callable[[UpdateEvent], None]:
         """Return and success of the last episodes, divergence, speed."""

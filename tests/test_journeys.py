@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,12 +73,10 @@ def _output(process: subprocess.Popen[str]) -> str:
 
 
 def _final(run: Path) -> dict[str, torch.Tensor]:
-    folder = (run / "checkpoints" / "last").resolve()
-    return {
-        f"{n}/{k}": v
-        for n in ("policy", "policy_ema", "optimizer")
-        for k, v in load_file(folder / f"{n}.safetensors").items()
-    }
+    """All tensors of the last checkpoint but the time that the run took."""
+    files = (run / "checkpoints" / "last").resolve().glob("*.safetensors")
+    found = {f"{f.stem}/{k}": v for f in files for k, v in load_file(f).items()}
+    return {k: v for k, v in found.items() if k != "progress/seconds"}
 
 
 def test_train_evaluate_and_report_without_a_task(reach, tmp_path, capsys):
@@ -130,11 +129,11 @@ def test_a_run_that_diverges_stops_and_does_not_overwrite_its_checkpoint(reach, 
     assert not any(bool(v.isnan().any()) for v in _final(run).values())
 
 
-def _kill_and_resume(reach: Path, tmp_path: Path, kills: int, steps: int) -> None:
-    settings = (f"train.steps={steps}", "train.save_every=5", "train.val_every=10", "data.val_fraction=0.2")
-    assert main(_words(reach, tmp_path / "whole", *settings)) == 0
+def _kill_and_resume(words: Callable[[Path], list[str]], tmp_path: Path, kills: int) -> None:
+    """A run of ``words(<its folder>)`` that is killed and resumed leaves what one leaves that is not."""
+    assert main(words(tmp_path / "whole")) == 0
     run, rng = tmp_path / "killed", random.Random(kills)
-    process = _spawn(_words(reach, run, *settings))
+    process = _spawn(words(run))
     for kill in range(kills):
         metrics, begun = run / "metrics.jsonl", time.monotonic()
         while not (run / "checkpoints" / "last").exists() or not metrics.exists():
@@ -148,7 +147,7 @@ def _kill_and_resume(reach: Path, tmp_path: Path, kills: int, steps: int) -> Non
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert kill or process.returncode == -signal.SIGKILL, "the first run ended before it could be killed"
-        process = _spawn(["train", f"resume={run}"])
+        process = _spawn([words(run)[0], f"resume={run}"])
     output = _output(process)
     assert process.returncode == 0, output
     a, b = _final(tmp_path / "whole"), _final(run)
@@ -158,24 +157,75 @@ def _kill_and_resume(reach: Path, tmp_path: Path, kills: int, steps: int) -> Non
     assert steps_logged == sorted(steps_logged)
 
 
+def _training(reach: Path, steps: int) -> Callable[[Path], list[str]]:
+    settings = (f"train.steps={steps}", "train.save_every=5", "train.val_every=10", "data.val_fraction=0.2")
+    return lambda run: _words(reach, run, *settings)
+
+
 def test_killed_and_resumed_equals_uninterrupted(reach, tmp_path):
-    _kill_and_resume(reach, tmp_path, kills=1, steps=150)
+    _kill_and_resume(_training(reach, 150), tmp_path, kills=1)
+
+
+def _ppo(run: Path, *more: str) -> list[str]:
+    return ["rl", "task=cartpole", "env.max_episode_steps=60", "env.engine.threads=1", "ppo.num_envs=8",
+            "ppo.decisions=8", "ppo.schedule=adaptive", "backbone.width=16", "critic.width=16", "threads=1",
+            "save_every=2", "eval.episodes=8", "eval.selection_episodes=8", "eval.videos=0", f"run_dir={run}",
+            *more]  # fmt: skip
+
+
+def test_ppo_killed_and_resumed_equals_uninterrupted(tmp_path):
+    _kill_and_resume(lambda run: _ppo(run, "budget.env_steps=6400"), tmp_path, kills=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # minutes where other work runs beside it
+def test_ppo_killed_five_times_and_resumed_equals_uninterrupted(tmp_path):
+    _kill_and_resume(lambda run: _ppo(run, "budget.env_steps=64000"), tmp_path, kills=5)
+
+
+_TWO = ("eval.episodes=0", "ppo.schedule=constant", "ppo.stagger=false")
+
+
+def test_ppo_in_two_processes_learns_what_one_does(tmp_path):
+    words = (*_TWO, "budget.env_steps=512")
+    assert main(_ppo(tmp_path / "one", *words)) == 0
+    _torchrun(_ppo(tmp_path / "two", *words))
+    a, b = _final(tmp_path / "one"), _final(tmp_path / "two")
+    for name in (n for n in a if n.startswith("policy/")):
+        assert torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-5), name
+    assert {n.partition("/")[0] for n in b} >= {"worlds", "worlds.1", "collector.1"}
+    assert main(["rl", f"resume={tmp_path / 'two'}"]) == 2  # with one process
+
+
+@pytest.mark.slow
+def test_ppo_in_two_processes_goes_on_bit_for_bit(tmp_path):
+    _torchrun(_ppo(tmp_path / "whole", *_TWO, "budget.env_steps=1024"))
+    _torchrun(_ppo(tmp_path / "parts", *_TWO, "budget.env_steps=512"))
+    _torchrun(["rl", f"resume={tmp_path / 'parts'}", "budget.env_steps=1024"])
+    whole, parts = _final(tmp_path / "whole"), _final(tmp_path / "parts")
+    assert [k for k in whole if not torch.equal(whole[k], parts[k])] == []
+
+
+def _torchrun(words: list[str]) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, "visuomotor.configs.cli", *words], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # minutes where other work runs beside it
 def test_killed_five_times_and_resumed_equals_uninterrupted(reach, tmp_path):
-    _kill_and_resume(reach, tmp_path, kills=5, steps=2000)
+    _kill_and_resume(_training(reach, 2000), tmp_path, kills=5)
 
 
 @pytest.mark.parametrize("more", [(), ("window.mask_padding=true", "window.pad_after=15", "loss.max_delay=4")])
 def test_two_processes_learn_what_one_does(more, reach, tmp_path):
     settings = ("train.steps=20", "data.val_fraction=0.2", "train.precision=fp32", "backbone.dropout=0", *more)
     assert main(_words(reach, tmp_path / "one", *settings)) == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    command = [*torchrun, "visuomotor.configs.cli", *_words(reach, tmp_path / "two", *settings)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    _torchrun(_words(reach, tmp_path / "two", *settings))
     a, b = _final(tmp_path / "one"), _final(tmp_path / "two")
     for name in a:
         assert torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-5), name

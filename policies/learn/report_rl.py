@@ -43,7 +43,7 @@ def headline(metrics: Sequence[Json], final: Json | None, environment: Json | No
             if low is not None:
                 more += f", 95 % interval {100 * low:+.0f} to {100 * high:+.0f}"
             cards.append(parts.card("Change of success", f"{100 * difference['success_difference']:+.0f} points", more))
-    _, seconds = parts.column(metrics, "time_s")
+    _, seconds = parts.column(metrics, "train_s")
     _, speed = parts.column(metrics, "steps_per_s")
     steps = max((m.get("env_steps", 0) for m in metrics), default=0)
     rate = f", {human(sorted(speed)[len(speed) // 2])} steps/s" if speed else ""

@@ -200,7 +200,7 @@ def test_a_run_leaves_what_evaluation_and_others_need(tmp_path, capsys):
     assert (folder / "command.txt").read_text().startswith("visuomotor rl task=cartpole")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["env_steps"] for line in lines if "value_loss" in line] == [32, 64, 96]
-    assert [line["step"] for line in lines if "eval_score" in line] == [2, 3]
+    assert [line["step"] for line in lines if "eval_score" in line] == [0, 2, 3]
     final = json.loads((folder / "eval" / "final.json").read_text())
     assert final["n_episodes"] == final["before"]["n_episodes"] == final["difference"]["n"] == 4
     assert [e["seed"] for e in final["episodes"]] == [100000, 100001, 100002, 100003]

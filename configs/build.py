@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from visuomotor.configs.registry import backbones, every_head, name_of
+from visuomotor.configs.registry import every_backbone, every_head, name_of
 from visuomotor.configs.schema import ActionSettings, TrainConfig
 from visuomotor.data.actions import ActionConfig
 from visuomotor.data.batches import goal_key
@@ -138,7 +138,7 @@ def build_policy(
         n_times=head_module.n_times,
         time_scale=head_module.time_scale,
     )
-    net = backbones()[name_of(backbone)].build(backbone, sizes)
+    net = every_backbone()[name_of(backbone)].build(backbone, sizes)
     if encoder.token_dim and not net.takes_tokens:
         raise ConfigError(
             f"backbone {name_of(backbone)} reads features, not tokens: choose backbone=dit or backbone=transformer, "
@@ -191,7 +191,7 @@ def load_policy(
     checkpoint = Checkpoint.open(resolve_checkpoint(path))
     model = checkpoint.document("model")
     parts: dict[str, Any] = {}
-    registries: dict[str, Any] = {"head": every_head(), "backbone": backbones()}
+    registries: dict[str, Any] = {"head": every_head(), "backbone": every_backbone()}
     for part, registry in registries.items():
         name = model[part]["name"]
         if name not in registry:

@@ -31,10 +31,11 @@ from visuomotor.policies.heads.steered import SteeredConfig, SteeredHead
 from visuomotor.policies.nets.dit import DiT, DiTConfig
 from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
 from visuomotor.policies.nets.perceptron import Perceptron, PerceptronConfig
+from visuomotor.policies.nets.staged import StagedBackbone, StagedConfig
 from visuomotor.policies.nets.transformer import Transformer, TransformerConfig
 from visuomotor.policies.nets.unet1d import ConditionalUnet1d, UnetConfig
 
-__all__ = ["BackboneEntry", "HeadEntry", "backbones", "every_head", "heads", "name_of"]
+__all__ = ["BackboneEntry", "HeadEntry", "backbones", "every_backbone", "every_head", "heads", "name_of"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,21 @@ def backbones() -> dict[str, BackboneEntry]:
     return _with_outside(_BACKBONES, "visuomotor.backbones", BackboneEntry)
 
 
+@cache
+def every_backbone() -> dict[str, BackboneEntry]:
+    """Every backbone that a checkpoint can have: those of :func:`backbones`, and what fine-tuning makes of them."""
+    return {**backbones(), "staged": BackboneEntry(StagedConfig, _staged)}
+
+
+def _staged(config: StagedConfig, sizes: NetSizes) -> StagedBackbone:
+    if config.backbone not in backbones():
+        raise ConfigError(f"a staged backbone is made of {config.backbone!r}. {nearest(config.backbone, backbones())}")
+    entry = backbones()[config.backbone]
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(entry.config_class), config.settings))
+    first, last = entry.build(settings, sizes), entry.build(settings, sizes)
+    return StagedBackbone(first, last, config.boundary)
+
+
 def _with_outside(own: Mapping[str, E], group: str, kind: type[E]) -> dict[str, E]:
     """``own`` and what other packages offer.
 
@@ -133,7 +149,7 @@ def _with_outside(own: Mapping[str, E], group: str, kind: type[E]) -> dict[str, 
 
 def name_of(config: HeadConfig | BackboneConfig) -> str:
     """The name under which ``config``'s class is registered."""
-    entries: list[tuple[str, HeadEntry | BackboneEntry]] = [*every_head().items(), *backbones().items()]
+    entries: list[tuple[str, HeadEntry | BackboneEntry]] = [*every_head().items(), *every_backbone().items()]
     for name, entry in entries:
         if type(config) is entry.config_class:
             return name

@@ -28,6 +28,7 @@ from visuomotor.envs.sim.demo_start import DemoStart
 from visuomotor.policies.encoders.config import ObservationConfig
 from visuomotor.policies.encoders.observation import ObservationEncoder
 from visuomotor.policies.likelihoods.registry import make_likelihood
+from visuomotor.policies.nets.staged import StagedBackbone
 from visuomotor.policies.policy import Policy
 from visuomotor.policies.ppo.critic import Critic, running_normalizer
 from visuomotor.policies.ppo.regularisers import build_regularisers
@@ -163,9 +164,15 @@ def loaded_start(loaded: LoadedPolicy) -> Start:
 
 
 def model_of(start: Start, policy: Policy) -> dict[str, Any]:
-    """``model.json`` of ``policy`` as it acts now: a likelihood may have chosen another solver."""
+    """``model.json`` of ``policy`` as it acts now: a likelihood may have chosen another solver, or frozen a stage."""
     settings: Any = policy.head.config
-    return start.model | {"head": {"name": name_of(settings), "config": asdict(settings)}}
+    backbone = start.model["backbone"]
+    if isinstance(policy.backbone, StagedBackbone) and backbone["name"] != "staged":
+        config = {
+            "backbone": backbone["name"], "settings": backbone["config"], "boundary": policy.backbone.boundary
+        }  # fmt: skip
+        backbone = {"name": "staged", "config": config}
+    return start.model | {"head": {"name": name_of(settings), "config": asdict(settings)}, "backbone": backbone}
 
 
 def make_trainer(config: RLConfig | FinetuneConfig, env: VecEnv, start: Start, accelerator: Accelerator) -> PPOTrainer:

@@ -7,6 +7,7 @@ serves drawing and rating.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from visuomotor.policies.likelihoods.base import (
     Transition,
     bounded_normal,
 )
+from visuomotor.policies.nets.staged import StagedBackbone
 from visuomotor.policies.policy import Policy
 
 __all__ = ["DiffusionChain", "DiffusionChainConfig"]
@@ -41,8 +43,10 @@ class DiffusionChainConfig(LikelihoodConfig):
         steps: denoising steps, in training and when deployed.
         eta: of DDIM in training: 1 is as noisy as DDPM; with 0 there is the floor alone.
         std_min: floor of the standard deviation of a step [normalised units].
-        train_last: only this many last steps are rated; null for all. The steps before them are made by the same
-            weights, so they change too, and this change is not in the ratio: an approximation.
+        train_last: only this many last steps are trained; null for all. Those before them stay what they were, in
+            training and when deployed: the backbone is split into a frozen copy for their times and one that is
+            trained (:class:`~visuomotor.policies.nets.staged.StagedBackbone`). The encoder is frozen too, since both
+            read it.
         mask: as everywhere, but DPPO's ``executed`` unless it is said otherwise.
     """
 
@@ -73,7 +77,8 @@ class DiffusionChain(ChainLikelihood):
         config: settings.
 
     Raises:
-        ConfigError: more steps than the head was trained with.
+        ConfigError: more steps than the head was trained with, or ``train_last`` for a policy that goes on from known
+            actions, or other steps than those that were trained before.
     """
 
     def __init__(self, policy: Policy, config: DiffusionChainConfig) -> None:
@@ -83,6 +88,7 @@ class DiffusionChain(ChainLikelihood):
         self._head.set_solver(config.solver, config.steps, eta=0.0)
         self._steps = self._head.steps(eta=config.eta if config.solver == "ddim" else None)
         self.n_terms = config.train_last or config.steps
+        _split(policy, self._steps[-self.n_terms].level.t, whole=self.n_terms == config.steps)
 
     def begin(self, net: NetFn, draws: Draws) -> Tensor:
         shape = (len(net.seen.features), *self.policy.noise_shape[1:])
@@ -105,3 +111,21 @@ class DiffusionChain(ChainLikelihood):
     def _step(self, step: DenoisingStep, estimate: Estimate, x: Tensor) -> tuple[Tensor, Tensor]:
         mean = step.a * x + step.b * estimate(x).float()
         return mean, torch.full_like(mean, max(step.s, self._floor))
+
+
+def _split(policy: Policy, last: float, *, whole: bool) -> None:
+    """Leave the times above ``last`` to a frozen copy of the backbone, unless the ``whole`` chain is trained."""
+    backbone = policy.backbone
+    if isinstance(backbone, StagedBackbone):
+        if whole or backbone.boundary != last:
+            raise ConfigError(
+                f"the policy was fine-tuned at times up to {backbone.boundary:g} alone, and likelihood.steps and "
+                "likelihood.train_last now say otherwise: give those that it was fine-tuned with"
+            )
+    elif whole:
+        return
+    elif policy.loss_config.max_delay:
+        raise ConfigError("likelihood.train_last is not for policies that go on from known actions (loss.max_delay)")
+    else:
+        policy.backbone = StagedBackbone(copy.deepcopy(backbone), backbone, last)
+    policy.encoder.requires_grad_(False)

@@ -54,17 +54,19 @@ def test_the_floor_holds_where_the_solver_has_less_noise(tiny_policy, observe):
     obs = observe(policy, 2)
     for eta, floor in ((1.0, 0.1), (0.0, 0.1), (1.0, 0.3)):
         likelihood = DiffusionChain(policy, DiffusionChainConfig(steps=4, eta=eta, std_min=floor))
-        std = likelihood.evaluate(obs, likelihood.rollout(obs, Draws(0))).std[0, :, 0, 0]
+        found = likelihood.evaluate(obs, likelihood.rollout(obs, Draws(0))).std
+        assert found is not None
+        std = found[0, :, 0, 0]
         solver = torch.tensor([step.s for step in policy.head.steps(eta=eta)])
         assert torch.allclose(std, solver.clamp_min(floor))
         assert float(std[-1]) == pytest.approx(floor)
 
 
 def test_the_last_steps_alone_are_rated(tiny_policy, observe):
-    policy = tiny_policy(DiffusionConfig(train_steps=20))
-    whole = DiffusionChain(policy, DiffusionChainConfig(steps=4))
-    last = DiffusionChain(policy, DiffusionChainConfig(steps=4, train_last=1))
-    obs = observe(policy, 3)
+    head = DiffusionConfig(train_steps=20)
+    whole = DiffusionChain(tiny_policy(head), DiffusionChainConfig(steps=4))
+    last = DiffusionChain(tiny_policy(head), DiffusionChainConfig(steps=4, train_last=1))
+    obs = observe(whole.policy, 3)
     one, all_ = last.rollout(obs, Draws(0)), whole.rollout(obs, Draws(0))
     assert torch.allclose(one.chunk, all_.chunk, atol=1e-6)  # the same steps, drawn the same
     assert one.aux["log_prob"].shape == (3, 1, 8)
@@ -90,3 +92,29 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 def test_more_steps_than_the_head_was_trained_with_are_refused(tiny_policy):
     with pytest.raises(ConfigError, match="30"):
         DiffusionChain(tiny_policy(DiffusionConfig(train_steps=20)), DiffusionChainConfig(steps=30))
+
+
+def test_the_first_steps_stay_what_they_were_and_the_last_ones_are_trained(tiny_policy, observe):
+    policy = tiny_policy(DiffusionConfig(train_steps=20))
+    likelihood = DiffusionChain(policy, DiffusionChainConfig(steps=4, train_last=2))
+    obs = observe(policy, 6)
+    before = likelihood.rollout(obs, Draws(0)).aux["chain"]
+    with torch.no_grad():
+        for p in likelihood.parameters():
+            if p.requires_grad:
+                p.add_(0.05)
+    after = likelihood.rollout(obs, Draws(0)).aux["chain"]
+    assert torch.equal(before[:, 0], after[:, 0])  # where the rated steps begin
+    assert not torch.allclose(before[:, 1], after[:, 1], atol=1e-3)
+
+
+def test_a_policy_with_stages_is_trained_on_as_it_was_trained_before(tiny_policy):
+    policy = tiny_policy(DiffusionConfig(train_steps=20))
+    settings = DiffusionChainConfig(steps=4, train_last=2)
+    DiffusionChain(policy, settings)
+    stages = policy.backbone
+    DiffusionChain(policy, settings)
+    assert policy.backbone is stages  # not stages of stages
+    for other in (DiffusionChainConfig(steps=4), DiffusionChainConfig(steps=4, train_last=1)):
+        with pytest.raises(ConfigError, match="fine-tuned at times up to"):
+            DiffusionChain(policy, other)

@@ -217,7 +217,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Rounds of turns."""
     root = scratch / "v3"
     lay_out(args.dataset, root, args.episodes)
-    names = [n for n in (*RATIOS, *PEERS) if args.peer_python or n not in PEERS]
+    names = [n for n in (*RATIOS, *PEERS) if (args.peer_python or n not in PEERS) and n in (args.only or [n])]
     processes = {n: start(n, root, args) for n in names}
     seen: dict[str, list[dict[str, float]]] = {n: [] for n in names}
     for _ in range(args.rounds):
@@ -230,7 +230,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         process.communicate(timeout=60)
     rates = {n: [t["rate"] for t in turns] for n, turns in seen.items()}
     busy = {n: [t["processor_ms"] for t in turns] for n, turns in seen.items()}
-    pairs = {a: b for a, b in RATIOS.items() if b in seen}
+    pairs = {a: b for a, b in RATIOS.items() if a in seen and b in seen}
     return {
         "setting": {
             "dataset": args.dataset.name, "episodes": args.episodes, "batch": BATCH, "n_obs": N_OBS,
@@ -257,6 +257,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path, help="a LeRobot 2.1 dataset with one camera")
     parser.add_argument("--peer-python", help="interpreter that has lerobot 0.4 and torchcodec; none: only ours")
     parser.add_argument("--episodes", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=[*RATIOS, *PEERS], help="contenders; all if not given")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of the timed turns")
     parser.add_argument("--out", type=Path, help="also write the JSON here")

@@ -34,7 +34,7 @@ Exit status 1 if something had to be left out.
   episodes=[0,5,6]       indices of the episodes to take
   fps=10                 steps a second, for a source that does not say
   options.<name>=<value> settings of the format (docs/importing.md)
-  workers=2              threads that decode
+  workers=2              threads that decode and compress
   skip_damaged=false     stop at an episode that cannot be read, instead of leaving it out and naming it
   dry_run=true           list what there is and write nothing
   report=<file.json>     what was imported, left out and found, for programs
@@ -58,7 +58,7 @@ class ImportConfig:
         episodes: indices of the episodes to take; null takes all.
         fps: steps per second [Hz], for a source that does not say.
         options: settings of the format, see docs/importing.md.
-        workers: threads that decode.
+        workers: threads that decode and compress.
         skip_damaged: leave episodes out that cannot be read, and name them, instead of stopping.
         dry_run: list what there is and write nothing.
         report: JSON file to write; null writes none.

@@ -33,9 +33,12 @@ class FPOConfig(LikelihoodConfig):
     """How losses are compared.
 
     Attributes:
-        pairs: times and noises of every chunk, ``M``. Each is a pass of the network in every epoch.
-        scale: factor of the difference of losses. The loss is the head's own: of a predicted chunk in squared
-            normalised units, which is small where the policy is good, so that a factor of 1 hardly moves the ratio.
+        pairs: times and noises of every chunk, ``M``. Each is a pass of the network in every epoch; the papers take 8
+            to 32.
+        scale: factor of the difference of losses (sums over components). The loss is the head's own. For a predicted
+            chunk ``1 / (2 s^2)`` compares it as the log-likelihood of Gaussians with a standard deviation ``s`` in
+            normalised units: 50 for 0.1. It should not exceed the spread of the policy's chunks by much: within a
+            larger one PPO's clip lets the policy step over what it explored. For a loss of velocities the papers take 1.
         max_loss: losses of a step are cut off here before they are compared, against outliers of the noise (FPO++);
             null for never. In units of the head's loss.
         std: standard deviation of Gaussian noise on the sampled chunk, in normalised units: exploration besides that of
@@ -43,8 +46,8 @@ class FPOConfig(LikelihoodConfig):
         steps: of the head's solver; null keeps those that it has.
     """
 
-    pairs: int = 8
-    scale: float = 1.0
+    pairs: int = 4
+    scale: float = 50.0
     max_loss: float | None = None
     std: float = 0.0
     steps: int | None = None

@@ -21,7 +21,8 @@ Taken from summaries, reviews and reimplementations of the paper, not from its t
 its released code is reported to do (the paper writes the squared norm), and its eq. 16 is reported to have ``v_then``
 in both places, which would have no gradient. Drawing the times once for a decision instead of anew for each minibatch
 is ours (what the network said then is recorded, where the paper keeps a copy of it). The proof of the error bound (of
-the order of the clip range) could not be seen.
+the order of the clip range) could not be seen. Where the network predicts the clean chunk the estimate is larger than
+the movement (about twice, with few steps): a later step undoes most of an earlier one, which the straight path ignores.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class FPOConfig(LikelihoodConfig):
         scale: factor of the difference of losses (sums over components). The loss is the head's own. For a predicted
             chunk ``1 / (2 s^2)`` compares it as the log-likelihood of Gaussians with a standard deviation ``s`` in
             normalised units: 50 for 0.1. It should not exceed the spread of the policy's chunks by much: within a
-            larger one PPO's clip lets the policy step over what it explored. For a loss of velocities the papers take 1.
+            larger one PPO's clip lets the policy step over what it explored. For a loss of velocities papers take 1.
         max_loss: losses of a step are cut off here before they are compared, against outliers of the noise (FPO++);
             null for never. In units of the head's loss.
         std: standard deviation of Gaussian noise on the sampled chunk, in normalised units: exploration besides that of

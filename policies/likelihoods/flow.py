@@ -30,6 +30,7 @@ class FlowChainConfig(LikelihoodConfig):
     """How the flow is integrated, and the noise of its steps. All in normalised units.
 
     Attributes:
+        mask: as everywhere; by default what was not executed counts at no step, which has less variance.
         steps: Euler steps, in training and when deployed.
         learn_std: whether a network says how large the noise is; otherwise it is ``std_init`` always.
         std_min: least standard deviation of a step.
@@ -37,6 +38,7 @@ class FlowChainConfig(LikelihoodConfig):
         std_max: largest one; it falls in the course of the training (see ``NoiseNet``).
     """
 
+    mask: str = "executed"
     steps: int = 4
     learn_std: bool = True
     std_min: float = 0.05

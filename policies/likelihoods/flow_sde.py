@@ -50,10 +50,12 @@ class FlowSDEConfig(LikelihoodConfig):
     """How the flow is integrated, and the noise of the random step.
 
     Attributes:
+        mask: as everywhere; by default what was not executed counts at no step, which has less variance.
         steps: Euler steps, in training and when deployed.
         noise_level: ``a``: a step of length h from time t has noise of standard deviation ``a sqrt(t h)``.
     """
 
+    mask: str = "executed"
     steps: int = 4
     noise_level: float = 0.5
 

@@ -58,7 +58,7 @@ def test_samples_of_a_gaussian_keep_mean_and_spread(tiny_policy, observe, monkey
 
 def test_every_row_has_a_random_step_of_its_own_and_its_mask(tiny_policy, observe, executed_of):
     policy = tiny_policy(FlowConfig())
-    likelihood = FlowSDE(policy, FlowSDEConfig(steps=4, noise_level=0.5))
+    likelihood = FlowSDE(policy, FlowSDEConfig(steps=4, noise_level=0.5, mask="exact"))
     record = likelihood.rollout(observe(policy, 64), Draws(0))
     step = record.aux["step"]
     assert step.dtype == torch.int64

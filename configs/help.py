@@ -17,12 +17,12 @@ from visuomotor.configs.export import ExportConfig
 from visuomotor.configs.generate import GenerateConfig
 from visuomotor.configs.play import PlayConfig
 from visuomotor.configs.registry import backbones, heads
-from visuomotor.configs.rl_compose import rl_groups
+from visuomotor.configs.rl_compose import head_class, rl_groups
 from visuomotor.configs.rl_schema import FinetuneConfig, RLConfig
 from visuomotor.configs.schema import EvalConfig, TrainConfig
 from visuomotor.envs.registry import get_task, task_names
 from visuomotor.envs.teleop import KEYS
-from visuomotor.policies.likelihoods.registry import LIKELIHOODS
+from visuomotor.policies.likelihoods.registry import LIKELIHOODS, likelihoods_for
 
 __all__ = [
     "bench_help",
@@ -143,6 +143,9 @@ def rl_help(command: str) -> str:
     parts += [(f"task={n}: env.", get_task(n).config_class) for n in task_names()]
     default = "policy=gaussian backbone=mlp, the likelihood that suits the policy" if scratch else "the checkpoint's"
     body = "\n".join(_section(title, schema) for title, schema in parts)
+    fitting = {n: likelihoods_for(head_class(n)) for n in heads()}
+    words += "\n\nLikelihoods of each head, its default first\n"
+    words += "\n".join(f"  {n:<12} {', '.join(names) or 'none'}" for n, names in fitting.items())
     return f"{_RL if scratch else _FINETUNE}\nChosen by one word (default: {default})\n{words}\n\n{body}"
 
 

@@ -20,7 +20,7 @@ from visuomotor.envs.registry import get_task, task_names
 from visuomotor.policies.base import ChunkSizes, Head
 from visuomotor.policies.likelihoods.registry import LIKELIHOODS, default_likelihood
 
-__all__ = ["ComposedRun", "compose_finetune", "compose_rl", "restore_run", "rl_groups", "word"]
+__all__ = ["ComposedRun", "compose_finetune", "compose_rl", "head_class", "restore_run", "rl_groups", "word"]
 
 _SCHEMAS: dict[str, type[RLConfig] | type[FinetuneConfig]] = {"rl": RLConfig, "finetune": FinetuneConfig}
 _FREE_ON_RESUME = ("budget.", "eval.", "threads=", "save_every=", "eval_every=")
@@ -57,7 +57,7 @@ def compose_rl(words: Sequence[str]) -> ComposedRun:
     choices = {"policy": "gaussian"} | chosen
     if "task" not in choices:
         raise ConfigError(f"task is missing: give task=<name>, one of {', '.join(task_names())}")
-    head = _head_class(choices["policy"])
+    head = head_class(choices["policy"])
     choices.setdefault("backbone", "mlp" if head.denoises else "perceptron")  # fastest where there is no noisy chunk
     choices.setdefault("likelihood", default_likelihood(head))
     cfg = _blank(RLConfig, choices)
@@ -144,7 +144,7 @@ def _blank(schema: type[RLConfig] | type[FinetuneConfig], choices: Mapping[str, 
     return cfg
 
 
-def _head_class(name: str) -> type[Head]:
+def head_class(name: str) -> type[Head]:
     """Class of the head, which a package of others may build by a function."""
     build = heads()[name].build
     if isinstance(build, type):

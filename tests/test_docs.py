@@ -23,8 +23,9 @@ from visuomotor.configs.bench_table import replace_block
 from visuomotor.configs.cli import main
 from visuomotor.configs.compose import compose_train, groups, parse_plain
 from visuomotor.configs.export import ExportConfig
-from visuomotor.configs.help import bench_help, eval_help, export_help, train_help
+from visuomotor.configs.help import bench_help, eval_help, export_help, rl_help, train_help
 from visuomotor.configs.registry import backbones, heads
+from visuomotor.configs.rl_compose import compose_finetune, compose_rl, head_class
 from visuomotor.configs.schema import EvalConfig
 from visuomotor.data.store import DemoStore
 from visuomotor.data.windows import WindowConfig
@@ -32,7 +33,9 @@ from visuomotor.policies.base import ChunkSizes, Head, NetSizes, Observed
 from visuomotor.policies.conditioned import ConditionedNet
 from visuomotor.policies.draws import Draws
 from visuomotor.policies.heads.diffusion import DiffusionConfig
+from visuomotor.policies.heads.shortcut import ShortcutHead
 from visuomotor.policies.iterative import IterativeHead
+from visuomotor.policies.likelihoods.registry import LIKELIHOODS, likelihoods_for
 from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +101,10 @@ def commands(page: Path, verb: str) -> list[list[str]]:
 def test_settings_of_written_commands_are_accepted(page: Path) -> None:
     for words in commands(page, "train"):
         compose_train(words)
+    for words in commands(page, "rl"):
+        compose_rl(words)
+    for words in commands(page, "finetune"):
+        compose_finetune(words, head=ShortcutHead, saved={"task": "lift", "env": {}})
     for words in commands(page, "eval"):
         parse_plain(EvalConfig, words)
     for words in commands(page, "export"):
@@ -125,7 +132,8 @@ def helped(text: str) -> dict[str, dict[str, str]]:
 
 TRAIN = helped(train_help())
 OTHERS = helped(eval_help())[""] | helped(bench_help())[""] | helped(export_help())[""]
-KNOWN = {key for section in TRAIN.values() for key in section} | set(OTHERS)
+RL = helped(rl_help("rl"))[""] | helped(rl_help("finetune"))[""]
+KNOWN = set(RL) | {key for section in TRAIN.values() for key in section} | set(OTHERS)
 
 
 def tables(page: Path) -> Iterator[tuple[str, list[list[str]]]]:
@@ -150,7 +158,7 @@ def test_defaults_in_tables_are_those_of_the_code(page: Path) -> None:
     for heading, rows in tables(page):
         section = re.search(r"`(\w+=\w+)`", heading)
         group = section[1].partition("=")[0] + "." if section else ""
-        where = TRAIN[section[1]] if section else TRAIN[""] | OTHERS
+        where = TRAIN[section[1]] if section else RL if page.name == "ppo.md" else TRAIN[""] | OTHERS
         if page.name == "data.md":
             group = "window."
         for name, shown in rows:
@@ -228,6 +236,13 @@ def test_the_table_of_backbones_is_that_of_the_code() -> None:
     for name, (_, tokens, times, _) in shown.items():
         build = backbones()[name].build
         assert (tokens == "yes", times == "yes") == (build.takes_tokens, build.per_step_time), name  # type: ignore[attr-defined]
+
+
+def test_the_table_of_likelihoods_is_that_of_the_code() -> None:
+    shown = table_of("ppo.md", "likelihood")
+    assert list(shown) == list(LIKELIHOODS)
+    for name, (of, _) in shown.items():
+        assert set(of.split(", ")) == {h for h in heads() if name in likelihoods_for(head_class(h))}, name
 
 
 def test_the_groups_name_every_choice() -> None:

@@ -31,6 +31,12 @@ _FROM_SCRATCH: dict[tuple[str, str], dict[str, Any]] = {
     ("backbone", "dit"): {"dropout": 0.0},
     ("backbone", "transformer"): {"dropout": 0.0},
 }
+# What a policy knows already is lost by steps that suit a policy that knows nothing.
+_FINE_TUNED: dict[str, Any] = {"lr": 3e-5, "critic_warmup": 2, "decisions": 64}
+# Imitation makes a Gaussian as narrow as the demonstrations are precise, which leaves nothing to explore.
+_EXPLORING: dict[str, dict[str, Any]] = {"gaussian": {"std_floor": 0.1}}
+# Where reaching the goal ends an episode, reaching it is the reward, and only the critic has to know how far it is.
+_GOAL_REWARDED: dict[str, Any] = {"reward": "sparse", "privileged": True}
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,10 @@ def compose_finetune(words: Sequence[str], *, head: type[Head], saved: Mapping[s
     cfg = _blank(FinetuneConfig, choices)
     if saved["task"] == task:
         cfg.env = OmegaConf.structured(task_settings(task, saved["env"]))
-    return _finish("finetune", choices, cfg, [_suited(choices["likelihood"])], overrides)
+    layers = [{"ppo": _FINE_TUNED, "likelihood": _EXPLORING.get(choices["likelihood"], {})}]
+    if cfg.env.get("end_on_success") and set(_GOAL_REWARDED) <= set(cfg.env):
+        layers.append({"env": _GOAL_REWARDED})
+    return _finish("finetune", choices, cfg, [*layers, _suited(choices["likelihood"])], overrides)
 
 
 def restore_run(plain: Mapping[str, Any], words: Sequence[str], run_dir: Path) -> ComposedRun:

@@ -91,6 +91,16 @@ def test_finetuning_keeps_the_environment_of_the_checkpoint_unless_told_otherwis
         compose_finetune(["checkpoint=x"], head=GaussianHead, saved={"task": None, "env": None})
 
 
+def test_where_the_goal_ends_an_episode_it_is_the_reward_of_finetuning():
+    lift = compose_finetune(["checkpoint=x", "task=lift"], head=GaussianHead, saved=SAVED).config
+    assert (lift.env.reward, lift.env.privileged) == ("sparse", True)
+    told = compose_finetune(["checkpoint=x", "task=lift", "env.reward=dense"], head=GaussianHead, saved=SAVED).config
+    assert (told.env.reward, told.env.privileged) == ("dense", True)
+    pole = compose_finetune(["checkpoint=x"], head=GaussianHead, saved=SAVED).config  # no goal ends it
+    assert (pole.env.reward, pole.env.privileged) == ("dense", False)
+    assert compose_rl(["task=lift"]).config.env.reward == "dense"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -64,7 +64,7 @@ def pendulum_task() -> str:
 
 def test_the_word_of_the_user_is_above_the_task_and_the_likelihood():
     plain = compose_rl(["task=cartpole"])
-    assert plain.config.ppo.num_envs == 64  # configs/rl_task/cartpole.yaml
+    assert plain.config.ppo.num_envs == 32  # configs/rl_task/cartpole.yaml
     assert plain.plain["choices"] == {
         "policy": "gaussian", "backbone": "perceptron", "task": "cartpole", "likelihood": "gaussian",
     }  # fmt: skip
@@ -190,7 +190,7 @@ def test_worlds_must_divide_among_processes():
         num_processes = 2
 
     with pytest.raises(ConfigError, match=r"ppo.num_envs=5 does not divide among 2 processes"):
-        make_worlds(config, Two())  # type: ignore[arg-type]
+        make_worlds(config, Two())
 
 
 def test_what_belongs_to_a_process_goes_back_to_it():
@@ -295,3 +295,29 @@ def test_finetuning_goes_on_from_a_checkpoint_with_its_statistics_frozen(tmp_pat
     assert "task 'hopper'" in capsys.readouterr().err
     assert main(["finetune", f"checkpoint={base}", "likelihood=reinflow"]) == 2
     assert "this policy has a GaussianHead, which can use: gaussian" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("policy", "more"),
+    [
+        ("flow", ["likelihood=reinflow", "likelihood.steps=2"]),
+        ("flow", ["likelihood=dsrl", "likelihood.width=8"]),
+        ("diffusion", ["likelihood.steps=3", "likelihood.train_last=2"]),
+        ("meanflow", []),
+    ],
+)
+def test_what_was_finetuned_is_deployed_as_it_was_trained_whatever_the_likelihood(policy, more, tmp_path, capsys):
+    base = run(tmp_path / "base", f"policy={policy}", "budget.env_steps=32", "eval.episodes=0")
+    words = [w for w in TINY if not w.startswith(("task=", "backbone."))]
+    tuned = ["finetune", f"checkpoint={base}", *words, *more, "ppo.decisions=8", "ppo.critic_warmup=0"]
+    assert main([*tuned, f"run_dir={tmp_path / 'whole'}", "budget.env_steps=64"]) == 0
+    assert main([*tuned, f"run_dir={tmp_path / 'parts'}", "budget.env_steps=32"]) == 0
+    assert main(["finetune", f"resume={tmp_path / 'parts'}", "budget.env_steps=64"]) == 0
+    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    assert [k for k in whole if not torch.equal(whole[k], parts[k]) and k != "progress/seconds"] == []
+    loaded = load_policy(tmp_path / "whole" / "checkpoints" / "last")
+    obs = {"state": torch.zeros(2, 1, loaded.policy.spec.obs["state"].size)}
+    noise = loaded.policy.draw_noise(2, torch.Generator().manual_seed(0))
+    assert loaded.policy.sample(obs, noise).isfinite().all()
+    again = ["eval", f"checkpoint={tmp_path / 'whole'}", "episodes=2", "videos=0", "env.engine.threads=1"]
+    assert main(again) == 0

@@ -32,8 +32,8 @@ def test_only_the_observations_decide() -> None:
 
 def test_it_begins_with_orthogonal_weights_and_a_small_answer() -> None:
     net = Perceptron(PerceptronConfig(width=16), SIZES)
-    weight = net.hidden[2].weight  # type: ignore[union-attr]
-    torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(16), rtol=1e-5, atol=1e-5)  # type: ignore[operator]
+    weight = net.hidden[2].get_parameter("weight")
+    torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(16), rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         out = net(torch.zeros(8, 3, 2), torch.zeros(8), net.condition(Observed(torch.randn(8, 2, 4))))
     assert float(out.abs().max()) < 0.1

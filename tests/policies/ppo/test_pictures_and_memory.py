@@ -86,7 +86,7 @@ class HiddenVelocity(VecEnv):
     """Cart-pole of which only positions are shown."""
 
     def __init__(self, num_envs: int) -> None:
-        self._env = make_env(get_task("cartpole").config_class(max_episode_steps=200), num_envs)  # type: ignore[call-arg]
+        self._env = make_env(get_task("cartpole").config_class(max_episode_steps=200), num_envs)
         for name in ("num_envs", "device", "action_spec", "action_low", "action_high", "fps", "max_episode_steps"):
             setattr(self, name, getattr(self._env, name))
         self.obs_spec = {"state": ArraySpec(shape=(2,), role="observation")}

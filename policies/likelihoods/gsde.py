@@ -51,11 +51,11 @@ class GSDEConfig(LikelihoodConfig):
 class GSDELikelihood(Likelihood):
     """``M`` = 1. The mean is the head's, the spread is this one's: ``std_j^2 = sum_i (z_i sigma_ij)^2 + std_min^2``.
 
-    ``z`` is what the backbone makes of the observations before it knows a time (with ``backbone=perceptron`` the encoded
-    observations themselves), scaled to length 1 and without gradient (as in Raffin et al.), ``sigma [D, Da]`` is learned,
-    ``theta_ij ~ N(0, sigma_ij^2)``. The density of a decision is exact; that successive
-    ones share a matrix is not in it, as in the paper. Every position of a chunk has a matrix of its own: noise is
-    smooth from decision to decision, not within a chunk, where perfectly dependent noise would have no density.
+    ``z`` is what the backbone makes of the observations before it knows a time (with ``backbone=perceptron`` the
+    encoded observations themselves), scaled to length 1 and without gradient (as in Raffin et al.); ``sigma [D, Da]``
+    is learned, ``theta_ij ~ N(0, sigma_ij^2)``. The density of a decision is exact; that successive ones share a matrix
+    is not in it, as in the paper. Every position of a chunk has a matrix of its own: noise is smooth from decision to
+    decision, not within a chunk, where perfectly dependent noise would have no density.
 
     The matrix is a function of the seed, the update, and the number of the decision divided by ``hold``: nothing is
     kept between decisions, and a resumed run draws the same. The worlds change it all at once, at episode ends too.

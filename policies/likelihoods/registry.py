@@ -72,7 +72,7 @@ LIKELIHOODS: dict[str, LikelihoodEntry] = {
     "fpo_plus": LikelihoodEntry(
         FPOPlusConfig, FPOLikelihood, _MATCHING, {"surrogate": "asymmetric", "reduce": "mean", "clip": 0.05}
     ),
-    "policyflow": LikelihoodEntry(PolicyFlowConfig, PolicyFlowLikelihood, (FlowHead,), _PER_COMPONENT),
+    "policyflow": LikelihoodEntry(PolicyFlowConfig, PolicyFlowLikelihood, (FlowHead,)),
     "dsrl": LikelihoodEntry(
         DSRLConfig,
         DSRLLikelihood,

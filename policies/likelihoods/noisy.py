@@ -42,9 +42,9 @@ class NoisyOutputConfig(LikelihoodConfig):
     """
 
     steps: int | None = None
-    std_min: float = 0.02
-    std_init: float = 0.1
-    std_max: float = 0.3
+    std_min: float = 0.05
+    std_init: float = 0.2
+    std_max: float = 0.4
 
     def __post_init__(self) -> None:
         LikelihoodConfig.__post_init__(self)

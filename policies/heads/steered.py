@@ -28,6 +28,7 @@ class SteeredConfig(HeadConfig):
     Attributes:
         frozen: name of the settings class of the frozen head.
         settings: those settings.
+        shared: one noise for all steps of the chunk instead of one each.
         width: of the hidden layers.
         depth: hidden layers.
         bound: on the mean and on the noise: beyond, the frozen policy has hardly ever been.
@@ -37,6 +38,7 @@ class SteeredConfig(HeadConfig):
 
     frozen: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    shared: bool = False
     width: int = 128
     depth: int = 2
     bound: float = 3.0
@@ -56,10 +58,10 @@ _STD_MAX = 1.2  # wider than 1, which the frozen policy was trained for, by no m
 
 
 class SteeredHead(Head):
-    """Chooses noise ``[H, Da]`` and lets the frozen head make the chunk.
+    """Chooses noise ``[P, Da]`` and lets the frozen head make the chunk; ``P`` is ``H``, or 1 where it is shared.
 
-    Before training the noise is standard normal, so the policy is the frozen one. A frozen head that consumes several
-    noise tensors (a stochastic sampler) gets the first one chosen and the others as they come.
+    Before training the noise is standard normal, so the policy is the frozen one (with ``shared`` nearly). A frozen head
+    that consumes several noise tensors (a stochastic sampler) gets the first one chosen and the others as they come.
 
     Args:
         config: its settings.
@@ -86,23 +88,23 @@ class SteeredHead(Head):
         for _ in range(config.depth):
             layers += [nn.Linear(size, config.width), nn.SiLU()]
             size = config.width
-        self.shape = (sizes.horizon, sizes.action_dim)
-        last = nn.Linear(size, sizes.horizon * sizes.action_dim)
+        self.shape = (1 if config.shared else sizes.horizon, sizes.action_dim)  # P, Da
+        last = nn.Linear(size, self.shape[0] * self.shape[1])
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.actor = nn.Sequential(*layers, last)
         self.raw_std = nn.Parameter(torch.zeros(self.shape))
 
     def noise_distribution(self, seen: Observed) -> ChunkGaussian:
-        """Where the noise of the chunk comes from after the encoded observations: mean and std ``[B, H, Da]``."""
+        """Where the noise of the chunk comes from after the encoded observations: mean and std ``[B, P, Da]``."""
         c = self.config
         raw = self.actor(seen.features.detach().float().flatten(1)).unflatten(1, self.shape)
         std = bounded_std(self.raw_std, low=c.std_min, init=1.0, high=_STD_MAX)
         return ChunkGaussian(c.bound * torch.tanh(raw / c.bound), std.expand_as(raw))
 
     def execute(self, net: NetFn, chosen: Tensor, noise: Tensor) -> Tensor:
-        """The frozen head's chunk ``[B, H, Da]`` from ``chosen [B, H, Da]`` in place of the first of its ``noise``."""
-        bounded = chosen.clamp(-self.config.bound, self.config.bound)
+        """The frozen head's chunk ``[B, H, Da]`` from ``chosen [B, P, Da]`` in place of the first of its ``noise``."""
+        bounded = chosen.clamp(-self.config.bound, self.config.bound).expand(-1, *noise.shape[2:])
         return self.frozen.sample(net, torch.cat([bounded[:, None], noise[:, 1:]], 1))
 
     def loss(self, net: NetFn, action: Tensor, draws: Draws) -> Tensor:
@@ -112,7 +114,12 @@ class SteeredHead(Head):
         return self.frozen.noise_count()
 
     def sample(self, net: NetFn, noise: Tensor) -> Tensor:
-        return self.execute(net, self.noise_distribution(net.seen).sample(noise[:, 0], self.config.temperature), noise)
+        found = self.noise_distribution(net.seen)
+        return self.execute(net, found.sample(self.own(noise), self.config.temperature), noise)
+
+    def own(self, noise: Tensor) -> Tensor:
+        """Standard normal ``[B, P, Da]`` for the choice, of the ``[B, M, H, Da]`` that a sample consumes."""
+        return noise[:, 0, : self.shape[0]]
 
     def set_solver(self, solver: str | None = None, steps: int | None = None) -> None:
         self.frozen.set_solver(solver, steps)

@@ -25,6 +25,8 @@ class DSRLConfig(LikelihoodConfig):
     """The network that chooses the noise, and the sampler of the frozen policy.
 
     Attributes:
+        shared: one noise for all steps of a chunk: ``Da`` numbers to choose instead of ``H * Da``, but noise unlike that
+            which the frozen policy was trained with.
         width: of the hidden layers.
         depth: hidden layers.
         bound: on the noise, in standard deviations of what the policy was trained with.
@@ -34,6 +36,7 @@ class DSRLConfig(LikelihoodConfig):
             what is chosen is blurred); null keeps it.
     """
 
+    shared: bool = False
     width: int = 128
     depth: int = 2
     bound: float = 3.0
@@ -41,6 +44,9 @@ class DSRLConfig(LikelihoodConfig):
     temperature: float = 1.0
     solver: str | None = None
     steps: int | None = None
+
+
+_CHOICE = ("shared", "width", "depth", "bound", "std_min", "temperature")  # settings of the head too
 
 
 class DSRLLikelihood(Likelihood):
@@ -52,7 +58,8 @@ class DSRLLikelihood(Likelihood):
     :class:`~visuomotor.policies.heads.steered.SteeredHead`, and everything else in it is frozen: a checkpoint holds
     both and is deployed like any other.
 
-    Every position of the noise influences every action, so all of them count whatever was executed.
+    Every position of the noise influences every action, so all of them count whatever was executed (one where the noise
+    is shared: ``H`` of the record's densities is then 1).
 
     Raises:
         ConfigError: a policy that uses no noise, or whose observations become tokens.
@@ -71,7 +78,7 @@ class DSRLLikelihood(Likelihood):
         net = self.policy.net(obs)
         found = self._head.noise_distribution(net.seen)
         noise = draws.normal((len(found.mean), *self.policy.noise_shape))
-        chosen = found.sample(noise[:, 0])
+        chosen = found.sample(self._head.own(noise))
         log_prob = gaussian_log_prob(chosen, found.mean, found.std).sum(-1)[:, None]
         chunk = self._head.execute(net, chosen, noise).float()
         return Record(chunk, {"noise": chosen, "log_prob": log_prob})
@@ -85,7 +92,7 @@ class DSRLLikelihood(Likelihood):
         return Evaluation(log_prob - record.aux["log_prob"], gaussian_entropy(std), mean, std)
 
     def mask(self, executed: Tensor, record: Record) -> Tensor:
-        return torch.ones_like(executed)[:, None]
+        return executed.new_ones(len(executed), 1, self._head.shape[0])
 
 
 def steer(policy: Policy, config: DSRLConfig) -> None:
@@ -111,7 +118,7 @@ def steer(policy: Policy, config: DSRLConfig) -> None:
             feature_dim=policy.encoder.feature_dim,
         )
         settings: Any = getattr(head, "config", None)
-        own = {k: v for k, v in asdict(config).items() if k in ("width", "depth", "bound", "std_min", "temperature")}
+        own = {k: v for k, v in asdict(config).items() if k in _CHOICE}
         steered = SteeredConfig(frozen=type(settings).__name__, settings=asdict(settings), **own)
         policy.head = SteeredHead(steered, sizes, head).to(policy.device)
     assert isinstance(policy.head, SteeredHead)

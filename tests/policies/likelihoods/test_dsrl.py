@@ -90,6 +90,19 @@ def test_ratio_is_one_before_the_first_update_and_follows_the_density_after_it()
     assert bool(likelihood.mask(executed, record).all())
 
 
+def test_shared_noise_is_one_choice_for_all_steps_of_a_chunk() -> None:
+    policy, obs = _policy(FlowConfig()), _obs(6)
+    likelihood = DSRLLikelihood(policy, DSRLConfig(shared=True))
+    record = likelihood.rollout(obs, Draws(3))
+    assert record.aux["noise"].shape == (6, 1, 2)
+    assert likelihood.mask(torch.zeros(6, HORIZON, dtype=torch.bool), record).shape == (6, 1, 1)
+    assert likelihood.evaluate(obs, record).log_ratio.abs().max() <= 1e-5
+    frozen = likelihood._head.frozen
+    alike = record.aux["noise"].expand(-1, HORIZON, -1)[:, None].clamp(-3.0, 3.0)
+    with torch.no_grad():
+        torch.testing.assert_close(frozen.sample(policy.net(obs), alike), record.chunk)
+
+
 def test_only_the_choice_of_noise_is_trained() -> None:
     likelihood = DSRLLikelihood(_policy(FlowConfig()), DSRLConfig())
     trained = {n for n, p in likelihood.named_parameters() if p.requires_grad}

@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.wrappers.utils import RunningMeanStd
 from ppo_clock import Clock
 from torch import Tensor, nn
 
@@ -66,6 +67,38 @@ def stable_baselines(task: str, seed: int, clock: Clock, *, n_envs: int) -> None
     model.learn(clock.task.steps + 1, callback=Check())
 
 
+class _Scaled:
+    """Observations and rewards divided by their running deviations and bounded by 10; ended worlds begin at once."""
+
+    def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any], size: int) -> None:
+        self._envs, self._seen, self._returns = envs, RunningMeanStd(shape=(size,)), RunningMeanStd(shape=())
+        self._running = np.zeros(envs.num_envs)
+
+    def scaled(self, obs: np.ndarray) -> Tensor:
+        return _bounded((obs - self._seen.mean) / np.sqrt(self._seen.var + 1e-8))
+
+    def reset(self, seed: int) -> Tensor:
+        return self._watched(self._envs.reset(seed=seed)[0])
+
+    def step(self, action: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        obs, reward, terminated, truncated, _ = self._envs.step(action)
+        over = terminated | truncated
+        self._running = 0.99 * self._running + reward
+        self._returns.update(self._running)
+        self._running[over] = 0.0
+        return (
+            self._watched(obs), _bounded(reward / np.sqrt(self._returns.var + 1e-8)), torch.from_numpy(over).float()
+        )  # fmt: skip
+
+    def _watched(self, obs: np.ndarray) -> Tensor:
+        self._seen.update(obs)
+        return self.scaled(obs)
+
+
+def _bounded(x: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.clip(x, -10, 10)).float()
+
+
 class _Agent(nn.Module):
     def __init__(self, size: int, action: int) -> None:
         super().__init__()
@@ -92,21 +125,18 @@ def plain(task: str, seed: int, clock: Clock, *, n_envs: int) -> None:
         [lambda: gym.wrappers.ClipAction(gym.make(clock.task.gym_id))] * n_envs,
         autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
     )
-    seen = gym.wrappers.vector.NormalizeObservation(raw)
-    envs = gym.wrappers.vector.NormalizeReward(seen, gamma=0.99)
-    size, actions = int(np.prod(envs.single_observation_space.shape or ())), envs.single_action_space.shape[0]  # type: ignore[index]
+    size, actions = (space.shape[0] for space in (raw.single_observation_space, raw.single_action_space))  # type: ignore[index]
+    envs = _Scaled(raw, size)
     agent = _Agent(size, actions)
     optimizer = torch.optim.Adam(agent.parameters(), lr=3e-4, eps=1e-5)
     n_steps, updates = 2048 // n_envs, math.ceil(clock.task.steps / 2048)
 
     def act(obs: np.ndarray) -> np.ndarray:
-        rms = seen.obs_rms
-        scaled = np.clip((obs - rms.mean) / np.sqrt(rms.var + 1e-8), -10, 10).astype(np.float32)
         with torch.no_grad():
-            return agent.actor(torch.from_numpy(scaled)).numpy()
+            return agent.actor(envs.scaled(obs)).numpy()
 
     clock.start()
-    obs = _clipped(envs.reset(seed=seed)[0])
+    obs = envs.reset(seed)
     for update in range(updates):
         optimizer.param_groups[0]["lr"] = 3e-4 * (1.0 - update / updates)
         batch, obs = _gather(envs, agent, obs, n_steps)
@@ -127,12 +157,9 @@ def _gather(envs: Any, agent: _Agent, obs: Tensor, n_steps: int) -> tuple[dict[s
                 "log_prob": agent.log_prob(obs, action),
                 "value": agent.critic(obs)[:, 0],
             }
-            after, reward, terminated, truncated, _ = envs.step(action.numpy())
-            found["reward"] = torch.from_numpy(np.clip(reward, -10, 10)).float()
-            found["over"] = torch.from_numpy(terminated | truncated).float()
+            obs, found["reward"], found["over"] = envs.step(action.numpy())
             for name, value in found.items():
                 rows[name].append(value)
-            obs = _clipped(after)
         batch = {k: torch.stack(v) for k, v in rows.items()}
         following, running = agent.critic(obs)[:, 0], torch.zeros(len(obs))
         batch["advantage"] = torch.zeros_like(batch["reward"])
@@ -159,7 +186,3 @@ def _learn(agent: _Agent, optimizer: torch.optim.Optimizer, batch: dict[str, Ten
             (policy_loss + 0.5 * value_loss).backward()
             nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
             optimizer.step()
-
-
-def _clipped(obs: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.clip(obs, -10, 10)).float()

@@ -42,8 +42,8 @@ class FlowChainConfig(LikelihoodConfig):
     steps: int = 4
     learn_std: bool = True
     std_min: float = 0.05
-    std_init: float = 0.1
-    std_max: float = 0.15
+    std_init: float = 0.2
+    std_max: float = 0.3
 
     def __post_init__(self) -> None:
         LikelihoodConfig.__post_init__(self)

@@ -57,7 +57,9 @@ _PER_COMPONENT = {"reduce": "mean", "clip": 0.01}
 
 LIKELIHOODS: dict[str, LikelihoodEntry] = {
     "gaussian": LikelihoodEntry(GaussianLikelihoodConfig, GaussianLikelihood, (GaussianHead,)),
-    "dppo": LikelihoodEntry(DiffusionChainConfig, DiffusionChain, (DiffusionHead,), _PER_COMPONENT),
+    "dppo": LikelihoodEntry(
+        DiffusionChainConfig, DiffusionChain, (DiffusionHead,), {**_PER_COMPONENT, "noise_discount": 0.6}
+    ),
     "reinflow": LikelihoodEntry(FlowChainConfig, FlowChain, (FlowHead,), _PER_COMPONENT),
     "flow_sde": LikelihoodEntry(FlowSDEConfig, FlowSDE, (FlowHead,)),
     "noisy": LikelihoodEntry(

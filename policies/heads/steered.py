@@ -60,8 +60,8 @@ _STD_MAX = 1.2  # wider than 1, which the frozen policy was trained for, by no m
 class SteeredHead(Head):
     """Chooses noise ``[P, Da]`` and lets the frozen head make the chunk; ``P`` is ``H``, or 1 where it is shared.
 
-    Before training the noise is standard normal, so the policy is the frozen one (with ``shared`` nearly). A frozen head
-    that consumes several noise tensors (a stochastic sampler) gets the first one chosen and the others as they come.
+    Before training the noise is standard normal, so the policy is the frozen one (nearly, with ``shared``). A frozen
+    head that consumes several noise tensors (a stochastic sampler) gets the first one chosen, the others as they come.
 
     Args:
         config: its settings.

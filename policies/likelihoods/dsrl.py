@@ -25,8 +25,8 @@ class DSRLConfig(LikelihoodConfig):
     """The network that chooses the noise, and the sampler of the frozen policy.
 
     Attributes:
-        shared: one noise for all steps of a chunk: ``Da`` numbers to choose instead of ``H * Da``, but noise unlike that
-            which the frozen policy was trained with.
+        shared: one noise for all steps of a chunk: ``Da`` numbers to choose, not ``H * Da``, but noise unlike what
+            the frozen policy was trained with.
         width: of the hidden layers.
         depth: hidden layers.
         bound: on the noise, in standard deviations of what the policy was trained with.

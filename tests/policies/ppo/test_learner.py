@@ -171,9 +171,11 @@ def test_a_trust_region_holds_at_every_decision(target_env, make_trainer, bound:
     rollout = gather(trainer)
     flat = Record(rollout.record.chunk.flatten(0, 1), {k: v.flatten(0, 1) for k, v in rollout.record.aux.items()})
     obs = {"state": rollout.obs["state"].flatten(0, 1)}
-    before = likelihood.evaluate(obs, flat)
+    with torch.no_grad():
+        before = likelihood.evaluate(obs, flat)
     metrics = update(trainer, rollout)
-    now = likelihood.evaluate(obs, flat)
+    with torch.no_grad():
+        now = likelihood.evaluate(obs, flat)
     mask = likelihood.mask(rollout.executed.flatten(0, 1), flat)
     mean, std = (before.mean, before.std) if closed_form else (None, None)
     largest = float(divergence(now, mean, std, mask).max())

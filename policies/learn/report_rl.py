@@ -35,8 +35,8 @@ def headline(metrics: Sequence[Json], final: Json | None, environment: Json | No
         before = final.get("before")
         for name, key, form in (("Success", "success", ".1%"), ("Score", "score", ".3f")):
             value = "rate" if key == "success" else "mean"
-            was = f"before {before[key][value]:{form}}" if before else f"of {final['n_episodes']} seeds"
-            cards.append(parts.estimate(name, final[key][value], was, final[key], form))
+            name += f" (before: {before[key][value]:{form}})" if before else ""
+            cards.append(parts.estimate(name, final[key][value], f"{final['n_episodes']} seeds", final[key], form))
         if difference := final.get("difference"):
             low, high = difference["success_interval"]
             more = f"{difference['n']} paired seeds, McNemar p = {difference['p_value']:.3g}"

@@ -46,7 +46,7 @@ def run_dir(tmp_path: Path) -> Path:
 def test_before_and_after_stand_beside_each_other(run_dir):
     page = write_report(run_dir).read_text()
     assert "10,000 environment steps in 10 updates" in page
-    assert "before 20.0%" in page
+    assert "Success (before: 20.0%)" in page
     assert "+70 points" in page
     assert "10 paired seeds, McNemar p = 0.0156" in page  # 2 * 0.5 ** 7
     assert "1.0 min" in page  # of learning, not of evaluating

@@ -42,8 +42,8 @@ class DiffusionChainConfig(LikelihoodConfig):
         solver: ``ddim``, deployed without noise, or ``ddpm``, deployed with its own.
         steps: denoising steps, in training and when deployed.
         eta: of DDIM in training: 1 is as noisy as DDPM; with 0 there is the floor alone.
-        std_min: floor of the standard deviation of a step [normalised units]. DPPO takes 0.1; in few episodes the
-            effect of so little noise is lost among the other causes of success.
+        std_min: floor of the standard deviation of a step [normalised units]. DPPO takes 0.1, and several
+            million control steps; more noise shows sooner what it is good for.
         train_last: only this many last steps are trained; null for all. Those before them stay what they were, in
             training and when deployed: the backbone is split into a frozen copy for their times and one that is
             trained (:class:`~visuomotor.policies.nets.staged.StagedBackbone`). The encoder is frozen too, since both

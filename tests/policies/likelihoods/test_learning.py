@@ -19,6 +19,7 @@ CASES = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("case", CASES)
 def test_the_cart_pole_is_learnt_from_scratch(case):
     config: Any = compose_rl(["task=cartpole", "budget.env_steps=120000", *CASES[case]]).config

@@ -17,7 +17,7 @@ import numpy as np
 
 from visuomotor.data.chunk_files import ChunkFiles, Encoded
 from visuomotor.data.chunks import array_files, chunk_rows, chunks_between
-from visuomotor.data.compaction import write_ends
+from visuomotor.data.compaction import consolidate_again, write_ends
 from visuomotor.data.durable import DurableStore
 from visuomotor.data.errors import DataError
 from visuomotor.data.rows import conform_columns, conform_episode
@@ -129,6 +129,7 @@ class BulkWriter:
         self._files.flush_directories()
         write_ends(store.ends_array, ends, first)
         self._files.flush_directories()
+        consolidate_again(store.path, self._files)
         store.array_ends, store.n_array_steps = ends, int(ends[-1])
         self._ends, self._values = [], []
 

@@ -17,11 +17,11 @@ import google_crc32c
 import numcodecs
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from visuomotor.data.errors import DataError
 
-__all__ = ["ChunkFiles", "Encoded", "Submit"]
+__all__ = ["ChunkFiles", "Encoded", "Submit", "can_write"]
 
 Encoded = list[bytes]  # a chunk: parts that lie end to end, for joining them would copy
 Submit = Callable[..., "Future[Encoded]"]
@@ -35,13 +35,13 @@ class ChunkFiles:
 
     Args:
         name: of the array within its store.
-        array: as :func:`~visuomotor.data.layout.create_layout` makes it: chunks along the first axis only.
+        array: as :func:`~visuomotor.data.layout.create_layout` makes it; see :func:`can_write`.
         first: row that begins the chunk file which is written next.
         submit: runs a function in another thread.
         write: takes each file.
 
     Raises:
-        DataError: the array is compressed in a way that this writer does not know.
+        DataError: the array is cut or compressed in a way that this writer does not know.
     """
 
     def __init__(self, name: str, array: zarr.Array, first: int, submit: Submit, write: Write) -> None:
@@ -109,8 +109,21 @@ def _crc32c(data: bytes) -> bytes:
     return int(google_crc32c.value(data)).to_bytes(4, "little")
 
 
+def can_write(array: zarr.Array) -> bool:
+    """Whether :class:`ChunkFiles` can: other programs may have made a store of ours anew, with chunks of their own."""
+    try:
+        _codecs("", array)
+    except DataError:
+        return False
+    return True
+
+
 def _codecs(name: str, array: zarr.Array) -> tuple[list[Any], bool]:
     """The array's compressors as numcodecs has them, which zarr itself calls, and whether a checksum follows."""
+    whole = array.shape[1:]
+    split = array.chunks[1:] != whole or (array.shards is not None and array.shards[1:] != whole)
+    if split or array.filters or not _plain(array):
+        raise DataError(f"{name} has chunks of {list(array.chunks)}, laid out as this version does not write them")
     found: list[Any] = []
     codecs = list(array.compressors)
     checked = bool(codecs) and isinstance(codecs[-1], Crc32cCodec)
@@ -123,4 +136,18 @@ def _codecs(name: str, array: zarr.Array) -> tuple[list[Any], bool]:
                 found.append(numcodecs.Blosc(codec.cname.value, codec.clevel, shuffle, codec.blocksize, codec.typesize))
             case _:
                 raise DataError(f"{name} is compressed by {type(codec).__name__}, which this version does not write")
+    if not found:
+        raise DataError(f"{name} is not compressed, which this version does not write")
     return found, checked
+
+
+def _plain(array: zarr.Array) -> bool:
+    """Numbers are little endian; the table of a shard follows its chunks, with a checksum."""
+    numbers: Any = array.serializer
+    if not isinstance(numbers, BytesCodec) or getattr(numbers.endian, "value", None) not in (None, "little"):
+        return False
+    codecs: Any = array.metadata.codecs  # type: ignore[union-attr]
+    if not isinstance(codecs[0], ShardingCodec):
+        return True
+    table = [type(c) for c in codecs[0].index_codecs]
+    return codecs[0].index_location.value == "end" and table == [BytesCodec, Crc32cCodec]

@@ -9,20 +9,20 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
-from visuomotor.data.chunk_files import ChunkFiles, Encoded, Submit
+from visuomotor.data.chunk_files import ChunkFiles, Encoded, Submit, can_write
 from visuomotor.data.chunks import chunk_rows
 from visuomotor.data.durable import DurableStore, remove_tree
 from visuomotor.data.journal import JournalEntry
 from visuomotor.data.reader import StoreReader
 
-__all__ = ["Compaction", "write_ends"]
+__all__ = ["Compaction", "consolidate_again", "write_ends"]
 
 _READ_BYTES = 16 << 20
 _NICE = 10  # whoever records goes first
@@ -75,9 +75,14 @@ class Compaction:
         if self._thread is None:
             self._run()
             return
-        self._thread.join()
+        self.wait()
         if self._error is not None:
             raise self._error
+
+    def wait(self) -> None:
+        """Return when the thread, if there is one, has ended."""
+        if self._thread is not None:
+            self._thread.join()
 
     def remove_entries(self) -> threading.Thread:
         """Delete the entries, in a thread that is returned: the files of a long episode take a while."""
@@ -90,15 +95,15 @@ class Compaction:
             remove_tree(entry.path)
 
     def _run_quietly(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # on Linux that means this thread
         try:
+            _step_back()
             self._run()
         except BaseException as error:  # raised again by finish(), in the thread that wants to know
             self._error = error
 
     def _run(self) -> None:
-        write = self._write_rows if self._ours else self._write_foreign_rows
         for key, array in self._arrays.items():
+            write = self._write_rows if self._ours and can_write(array) else self._write_foreign_rows
             write(key, array)
         for column, values in self._columns.values():
             column.resize((len(self.ends),))
@@ -106,7 +111,7 @@ class Compaction:
         self._files.flush_directories()
         write_ends(self._ends_array, self.ends, self._first)
         self._files.flush_directories()
-        _consolidate_again(self._root, self._files)
+        consolidate_again(self._root, self._files)
 
     def _rows(self, key: str) -> Iterator[np.ndarray]:
         """Rows of all entries, a part of an entry at a time, checked on the way.
@@ -150,7 +155,7 @@ class Compaction:
             yield _at_once
 
     def _write_foreign_rows(self, key: str, array: zarr.Array) -> None:
-        """Of a store that others made, with chunks and codecs that only Zarr knows."""
+        """Of a store that others made, or made anew, with chunks and codecs that only Zarr knows."""
         start, rows = self._start, chunk_rows(array)
         array.resize((self.entries[-1].stop, *array.shape[1:]))
         held: list[np.ndarray] = []
@@ -165,13 +170,21 @@ class Compaction:
             array[start:] = np.concatenate(held)
 
 
+def _step_back() -> None:
+    """Lower the priority of this thread, which on Linux is what setpriority(2) takes for a process."""
+    me = threading.get_native_id()
+    with suppress(OSError):  # where that is forbidden, it goes without
+        if os.getpriority(os.PRIO_PROCESS, me) < _NICE:  # only root may raise it
+            os.setpriority(os.PRIO_PROCESS, me, _NICE)
+
+
 def _at_once(function: Callable[..., Encoded], *args: Any) -> Future[Encoded]:
     done: Future[Encoded] = Future()
     done.set_result(function(*args))
     return done
 
 
-def _consolidate_again(path: Path, files: DurableStore) -> None:
+def consolidate_again(path: Path, files: DurableStore) -> None:
     """Refresh the copy of all metadata that other programs may keep in the root: they would see the old shapes."""
     root = path / "zarr.json"
     inline = root.exists() and json.loads(root.read_text()).get("consolidated_metadata") is not None

@@ -7,6 +7,7 @@ holds either the old content or the new. Renames themselves are flushed by flush
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import shutil
@@ -153,7 +154,7 @@ class WriterLock:
             return
         fd, self._fd = self._fd, -1
         self.path.unlink(missing_ok=True)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
+        with contextlib.suppress(OSError):  # it is not empty
             self.folder.rmdir()
         fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)

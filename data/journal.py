@@ -163,8 +163,14 @@ class StagedEpisode:
         self.length = 0
         self.committed = False
         self._steady, self._unsynced = steady, 0
-        self._files: dict[str, BinaryIO] = {k: (self.path / f"{k}.bin").open("wb", buffering=1 << 16) for k in keys}
         self._checksums = dict.fromkeys(keys, 0)
+        self._files: dict[str, BinaryIO] = {}
+        try:
+            for key in self._checksums:
+                self._files[key] = (self.path / f"{key}.bin").open("wb", buffering=1 << 16)
+        except OSError:
+            self.discard()
+            raise
 
     @classmethod
     def sealed(cls, folder: Path, files: StagedFiles) -> StagedEpisode:

@@ -256,10 +256,19 @@ class DemoStore(StoreReader):
                 self.compact()
         finally:
             self._closed = True
-            if self._lock is not None:
-                self._lock.release()
+            if self._moving is not None:  # Ctrl-C ended the wait for it, and it goes on writing
+                Thread(target=self._release, name="unlock", daemon=True).start()
+            else:
+                self._release()
             if isinstance(self.root.files, ZipStore):
                 self.root.files.close()
+
+    def _release(self) -> None:
+        """Give the lock back when nothing of this writer writes any more."""
+        if self._moving is not None:
+            self._moving.wait()
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> DemoStore:
         return self

@@ -189,6 +189,15 @@ def test_files_that_a_kill_left_behind_the_end_are_removed(tmp_path: Path, by_za
     assert contents(path) == contents(by_zarr)
 
 
+def test_metadata_that_others_consolidated_follow(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    write(path, range(2), 1e9)
+    zarr.consolidate_metadata(path)
+    write(path, range(2, 4), 1e9)
+    seen: Any = zarr.open_group(path, mode="r", use_consolidated=True)["data/action"]
+    assert seen.shape == (sum(LENGTHS[:4]), 2)
+
+
 def test_other_codecs() -> None:
     def files(codec: Any) -> tuple[zarr.Array, ChunkFiles, list[bytes]]:
         group = zarr.create_group(MemoryStore())

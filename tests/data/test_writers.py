@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from visuomotor.data.compaction import Compaction
 from visuomotor.data.errors import DataError
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
@@ -94,6 +98,89 @@ def test_they_are_the_same_while_the_journal_is_compacted_beside(alone: Path, tm
         assert store.episode_ends.tolist() == other.episode_ends.tolist()
         assert store.episode_columns["seed"].tolist() == list(range(12))
         assert all(np.array_equal(store.read(k, 0, store.n_steps), other.read(k, 0, store.n_steps)) for k in SPECS)
+
+
+def test_a_compaction_that_may_not_choose_its_priority_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")  # a user whose program runs at a lower one already
+
+    monkeypatch.setattr(os, "getpriority", lambda *_: 0)
+    monkeypatch.setattr(os, "setpriority", refuse)
+    path = tmp_path / "a.zarr"
+    with create(path, journal_bytes=0) as store:
+        writer = EpisodeWriter(path)
+        for seed in range(3):
+            add_episode(store, writer.write(episode(seed)), {"seed": seed})
+            assert store._moving is not None
+            store._moving.wait()
+        assert len(store.array_ends) == 2
+        assert all(np.array_equal(store.episode(s)[k], episode(s)[k]) for s in range(3) for k in SPECS)
+    with DemoStore.open(path) as store:
+        assert all(np.array_equal(store.episode(s)[k], episode(s)[k]) for s in range(3) for k in SPECS)
+
+
+def test_ctrl_c_in_close_leaves_the_lock_to_the_compaction_that_still_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, real = threading.Event(), threading.Event(), Compaction._run
+
+    def slow(compaction: Compaction) -> None:
+        begun.set()
+        assert go_on.wait(20)
+        real(compaction)
+
+    def interrupted(compaction: Compaction) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a.zarr"
+    store = create(path, journal_bytes=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Compaction, "_run", slow)
+        add_episode(store, EpisodeWriter(path).write(episode(3)), {"seed": 3})
+        assert begun.wait(20)
+        patched.setattr(Compaction, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.close()
+    try:
+        with pytest.raises(DataError, match="is being written by another writer"):
+            DemoStore.open(path, "a")
+    finally:
+        go_on.set()
+    unlocking = next((t for t in threading.enumerate() if t.name == "unlock"), None)
+    if unlocking is not None:
+        unlocking.join(20)
+    with DemoStore.open(path, "a") as again:
+        assert again.array_ends.tolist() == [4]
+        assert np.array_equal(again.episode(0)["img"], episode(3)["img"])
+
+
+def test_a_store_may_be_closed_while_an_episode_is_put_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = create(tmp_path / "a.zarr")
+    EpisodeWriter(store.path).write(episode(0))
+    with monkeypatch.context() as patched:  # as if it came after a look into the folder
+        patched.setattr(Path, "iterdir", lambda _: iter(()))
+        store.close()
+    DemoStore.open(tmp_path / "a.zarr", "a").close()
+
+
+def test_files_that_cannot_be_made_leave_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+
+    def full(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "q.bin":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *args, **options)
+
+    with create(tmp_path / "a.zarr") as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "open", full)
+            with pytest.raises(DataError, match="No space left on device"):
+                store.append_episode(episode(0), {"seed": 0})
+        assert [p.name for p in store.journal_path.iterdir()] == [".lock"]
 
 
 def test_what_was_not_added_is_deleted(tmp_path: Path) -> None:

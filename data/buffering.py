@@ -132,10 +132,9 @@ class BufferedEpisode:
 
     def abandon(self) -> None:
         """Stop writing; what is in memory is dropped. Safe to call twice."""
-        if self._thread.is_alive():
-            self.error = self.error or OSError("the episode was discarded")
-            self._hand_over()
-            self._end_thread()
+        self.error = self.error or OSError("the episode was discarded")
+        self._hand_over()
+        self._end_thread()
 
     def _next_block(self) -> Block | None:
         block = self._pool.take()
@@ -155,6 +154,8 @@ class BufferedEpisode:
     def _end_thread(self) -> None:
         self._full.put(None)
         self._thread.join()
+        while not self._full.empty():  # Ctrl-C ended an earlier wait, and the thread by then; more steps followed
+            self._write()
 
     def _write(self) -> None:
         while (item := self._full.get()) is not None:

@@ -184,6 +184,25 @@ def test_a_full_disk_is_told_at_the_next_step_and_the_next_episode_can_be_record
         assert recorder.end() == 0
 
 
+def test_steps_after_an_end_that_ctrl_c_stopped_are_kept(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with EpisodeRecorder(empty) as recorder:
+        recorder.start({"task": "", "success": True, "score": 0})
+        recorder.step(step(3))
+        episode = recorder._episode
+        assert episode is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(episode._thread, "join", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                recorder.end()
+        wait_for(lambda: not episode._thread.is_alive())
+        recorder.step(step(4))
+        recorder.end()
+        assert recorder.store.read("q", 0, 2)[:, 0].tolist() == [3, 4]
+
+
 def test_the_journal_is_compacted_while_the_next_episode_is_recorded(
     empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import threading
@@ -30,7 +31,11 @@ class Recycler:
         self._lock = threading.Lock()
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-        """An array of arbitrary content; its memory is free when it and all views of it are gone."""
+        """An array of arbitrary content; its memory is free when it and all views of it are gone.
+
+        Raises:
+            MemoryError: there is not so much.
+        """
         block = self._take(max(1, math.prod(shape) * np.dtype(dtype).itemsize))
         lease = _Lease(block, shape, np.dtype(dtype))
         # without the lock: what frees an array may be garbage collection, within _take
@@ -49,8 +54,12 @@ class Recycler:
                     self._spare.appendleft(block)
         if taken is not None:
             return taken
-        block = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        block.madvise(mmap.MADV_HUGEPAGE)
+        try:
+            block = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:  # it would be taken for an error of a file
+            raise MemoryError(f"{size} bytes cannot be had: {error.strerror}") from None
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            block.madvise(mmap.MADV_HUGEPAGE)
         return block
 
 

@@ -54,6 +54,18 @@ def test_small_shapes(shape: tuple[int, ...]) -> None:
     assert (array == 3).all()
 
 
+def test_kernels_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmap.MADV_HUGEPAGE", 9999)  # an advice that no kernel knows: it answers EINVAL
+    array = Recycler(0).empty((5,), np.uint8)
+    array[:] = 1
+    assert array.sum() == 5
+
+
+def test_too_much_is_an_error_of_memory() -> None:
+    with pytest.raises(MemoryError, match="1152921504606846976 bytes cannot be had"):
+        Recycler(0).empty((1 << 60,), np.uint8)
+
+
 def test_threads_never_share_a_block() -> None:
     memory = Recycler(1e6)
 

@@ -154,7 +154,7 @@ class PPOTrainer:
         self.updates_done, self.env_steps = int(progress["updates"]), int(progress["env_steps"])
         self.seconds = float(progress["seconds"])
         if isinstance(self.env, SimVecEnv) and "worlds" in state:
-            self.env.restore(_unflatten(state["worlds"]))
+            self.env.restore(_unflatten(state["worlds"], self.env.device))
             self.collector.load_state(state["collector"])
 
     def _scaled(self, rollout: Rollout) -> Rollout:
@@ -210,8 +210,8 @@ def _flatten(snapshot: EnvSnapshot) -> dict[str, Tensor]:
     return {"state": snapshot.sim.state, **model, **{f"buffer/{k}": v for k, v in snapshot.buffers.items()}}
 
 
-def _unflatten(tensors: Mapping[str, Tensor]) -> EnvSnapshot:
+def _unflatten(tensors: Mapping[str, Tensor], device: torch.device) -> EnvSnapshot:
     def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        return {k.removeprefix(prefix): v.to(device) for k, v in tensors.items() if k.startswith(prefix)}
 
-    return EnvSnapshot(Snapshot(tensors["state"], part("model/")), part("buffer/"))
+    return EnvSnapshot(Snapshot(tensors["state"].to(device), part("model/")), part("buffer/"))

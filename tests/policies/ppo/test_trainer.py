@@ -13,7 +13,7 @@ import torch
 
 from visuomotor.envs.registry import get_task, make_env
 from visuomotor.policies.learn.events import GracefulStop
-from visuomotor.policies.ppo.trainer import PPOTrainer, UpdateEvent
+from visuomotor.policies.ppo.trainer import PPOTrainer, UpdateEvent, _unflatten
 
 
 def run(trainer: PPOTrainer, updates: int) -> list[UpdateEvent]:
@@ -48,6 +48,13 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(make_trainer, settings
         for name, value in tensors.items():
             if (group, name) != ("progress", "seconds"):
                 assert torch.equal(value, found[group][name]), (group, name)
+
+
+def test_saved_worlds_come_to_where_the_worlds_are() -> None:
+    saved = {"state": torch.ones(2, 3), "model/body_mass": torch.ones(2, 4), "buffer/elapsed": torch.ones(2)}
+    found = _unflatten(saved, torch.device("meta"))  # a device that is no CPU
+    tensors = [found.sim.state, found.sim.model["body_mass"], found.buffers["elapsed"]]
+    assert {x.device.type for x in tensors} == {"meta"}
 
 
 def test_rewards_are_scaled_by_what_held_before_them(target_env, make_trainer) -> None:

@@ -107,9 +107,9 @@ class Learner:
         for name, optimizer in (("actor", self.actor_optimizer), ("critic", self.critic_optimizer)):
             for i, p in enumerate(optimizer.param_groups[0]["params"]):
                 prefix = f"{name}/{i}/"
-                mine = {k.removeprefix(prefix): v.clone() for k, v in state.items() if k.startswith(prefix)}
-                if mine:
-                    optimizer.state[p] = mine
+                saved = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+                if saved:
+                    optimizer.state[p] = {k: v.to(p.device, copy=True) for k, v in saved.items()}
         for regulariser in self._regularisers:
             prefix = f"{regulariser.name}/"
             regulariser.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
@@ -224,7 +224,7 @@ class Learner:
                     kl = divergence(self._evaluate(s), *_pair(old), s.mask)
                 here = float(self._region.largest(kl, s.valid))
                 largest = max(largest, here)
-                if not here <= self._region.bound and passes < _FIX_PASSES:
+                if here > self._region.bound and passes < _FIX_PASSES:
                     count = self._processes.sum(s.valid.sum()).clamp_min(1.0)
                     (self._region.weight * (kl * s.valid).sum() / count).backward()
                     self._apply(self.actor_optimizer, self._config.grad_clip)

@@ -64,8 +64,8 @@ class TrustRegion:
         return loss
 
     def largest(self, divergence: Tensor, valid: Tensor) -> Tensor:
-        """The largest ``divergence [B]`` of a minibatch, over all processes."""
-        here = divergence.detach() * valid
+        """The largest ``divergence [B]`` of a minibatch, over all processes; infinite where one is not a number."""
+        here = torch.where(valid > 0, divergence.detach(), 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
         return self._processes.largest(torch.cat([here, here.new_zeros(1)]).amax())
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -182,6 +183,42 @@ def test_a_trust_region_holds_at_every_decision(target_env, make_trainer, bound:
     assert 0 < largest <= bound
     assert metrics["largest_kl"] == pytest.approx(largest, rel=1e-3)
     assert metrics["fix_up_steps"] > 0
+
+
+def test_what_cannot_be_compared_with_before_is_taken_back(target_env, make_trainer) -> None:
+    trainer = make_trainer(target_env(4), trust_region=0.05, surrogate="none")
+    likelihood, rollout = trainer.likelihood, gather(trainer)
+    before, evaluate = weights(likelihood), likelihood.evaluate
+
+    def blind(*args: Any) -> Evaluation:
+        """Its means are not numbers as soon as a weight has changed."""
+        found = evaluate(*args)
+        same = all(torch.equal(a, b) for a, b in zip(before, weights(likelihood), strict=True))
+        return found if same else found._replace(mean=found.mean * torch.nan)
+
+    likelihood.evaluate = blind
+    metrics = update(trainer, rollout)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(likelihood), strict=True))
+    assert metrics["largest_kl"] <= 0.05
+    assert math.isfinite(metrics["trust_region_weight"])  # or no later update would take a step
+
+
+def test_what_is_left_out_does_not_widen_the_largest_divergence(target_env, make_trainer) -> None:
+    region = make_trainer(target_env(4), trust_region=0.05).learner._region
+    found = region.largest(torch.tensor([0.02, math.inf, math.nan]), torch.tensor([1.0, 0.0, 0.0]))
+    assert float(found) == pytest.approx(0.02)
+
+
+def test_moments_come_to_where_the_weights_are(target_env, make_trainer) -> None:
+    trainer, other = make_trainer(target_env(4)), make_trainer(target_env(4))
+    update(trainer, gather(trainer))
+    optimizer = other.learner.actor_optimizer
+    group = optimizer.param_groups[0]
+    group["params"] = [torch.nn.Parameter(p.detach().to("meta")) for p in group["params"]]  # a device that is no CPU
+    other.learner.load_state(trainer.learner.state())  # on the CPU, as read from a checkpoint
+    found = [v.device.type for p in group["params"] for v in optimizer.state[p].values()]
+    assert len(found) == 3 * len(group["params"])
+    assert set(found) == {"meta"}
 
 
 def test_a_wide_trust_region_needs_no_fixing(target_env, make_trainer) -> None:

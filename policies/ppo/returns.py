@@ -38,10 +38,11 @@ def generalized_advantage(
         lam: weight of longer estimates, 0..1, per decision.
     """
     delta = reward + discount * next_value.masked_fill(terminated, 0.0) - value
-    carry = (discount * lam).masked_fill(terminated | truncated, 0.0)
+    carry, over = discount * lam, terminated | truncated
     advantage = torch.empty_like(delta)
     running = torch.zeros_like(delta[0])
     for t in range(len(delta) - 1, -1, -1):
-        running = torch.addcmul(delta[t], carry[t], running)
+        following = running.masked_fill(over[t], 0.0)  # not a factor of 0, which keeps what is not a number
+        running = torch.addcmul(delta[t], carry[t], following)
         advantage[t] = running
     return advantage

@@ -62,6 +62,15 @@ def test_nothing_of_the_next_episode_leaks_over_a_time_limit() -> None:
     assert advantage.tolist() == [[0.0], [0.0], [100.0]]
 
 
+def test_what_is_not_a_number_stays_in_its_episode() -> None:
+    half, zero, no = torch.full((4, 1), 0.5), torch.zeros(4, 1), torch.zeros(4, 1, dtype=torch.bool)
+    value = torch.tensor([[1.0], [1.0], [torch.nan], [1.0]])
+    for ends in ({"terminated": ~no, "truncated": no}, {"terminated": no, "truncated": ~no}):
+        over = {k: v & torch.tensor([[False], [True], [False], [False]]) for k, v in ends.items()}
+        advantage = generalized_advantage(zero, half, value, zero, **over, lam=1.0)
+        assert torch.isfinite(advantage).flatten().tolist() == [True, True, False, True]
+
+
 def test_reward_of_a_chunk_is_discounted_within_it() -> None:
     reward = torch.tensor([[1.0, 2.0, 4.0], [1.0, 0.0, 0.0]])  # the second was cut short after one step
     assert chunk_reward(reward, 0.5).tolist() == [1 + 1 + 1, 1]

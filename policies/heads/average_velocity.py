@@ -84,6 +84,10 @@ class AverageVelocityHead(Head):
         return 1
 
     def sample(self, net: NetFn, noise: Tensor) -> Tensor:
+        return self.bounded(self.unbounded(net, noise))
+
+    def unbounded(self, net: NetFn, noise: Tensor) -> Tensor:
+        """:meth:`sample` before the bound, for who learns from the chunk: outside it the bound has no gradient."""
         x = noise[:, 0]
         for share, step, net_at in zip(self._shares, self._steps, net.at(self._times), strict=True):
             out = net_at(x)
@@ -91,7 +95,11 @@ class AverageVelocityHead(Head):
                 x = x - step * out
             else:
                 x = out if share == 1.0 else (1.0 - share) * x + share * out
-        return x if self.config.clip is None else x.clamp(-self.config.clip, self.config.clip)
+        return x
+
+    def bounded(self, chunk: Tensor) -> Tensor:
+        """``chunk [B, H, Da]`` within the bound of the settings."""
+        return chunk if self.config.clip is None else chunk.clamp(-self.config.clip, self.config.clip)
 
     def jump(self, out: Tensor, x: Tensor, t: Tensor, step: Tensor) -> Tensor:
         """Where the network's output ``out`` for ``x [n, H, Da]`` at ``t [n]`` leads in a jump of ``step [n]``."""

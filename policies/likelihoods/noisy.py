@@ -3,6 +3,9 @@
 ``chunk = sample(obs, z) + std eps``: given the noise ``z``, which the record keeps, this is a Gaussian policy whose
 mean is the whole sampler, through which the gradient goes. ``z`` is drawn alike before and after an update, so the
 ratio is that of the conditional density. Deployed, the policy is its mean.
+
+Where a head bounds the finished chunk (MeanFlow, shortcut), the bound comes after the noise, when the chunk is
+executed: a mean that is cut off before has no gradient, and a component beyond its bound would not come back.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from visuomotor.policies.base import NetFn
 from visuomotor.policies.draws import Draws
+from visuomotor.policies.heads.average_velocity import AverageVelocityHead
 from visuomotor.policies.heads.gaussian import bounded_std, gaussian_log_prob
 from visuomotor.policies.likelihoods.base import (
     Evaluation,
@@ -73,17 +78,28 @@ class NoisyOutput(Likelihood):
     def rollout(self, obs: Mapping[str, Tensor], draws: Draws) -> Record:
         net = self.policy.net(obs)
         z = draws.normal((len(net.seen.features), *self.policy.noise_shape))
-        mean, std = self.policy.head.sample(net, z).float(), self._std()
+        mean, std = self._mean(net, z), self._std()
         chunk = mean + std * bounded_normal(draws, tuple(mean.shape))
         return Record(chunk, {"z": z, "log_prob": gaussian_log_prob(chunk, mean, std).sum(-1)[:, None]})
 
     def evaluate(self, obs: Mapping[str, Tensor], record: Record) -> Evaluation:
-        mean = self.policy.head.sample(self.policy.net(obs), record.aux["z"]).float()
+        mean = self._mean(self.policy.net(obs), record.aux["z"])
         std = self._std().expand_as(mean)
         log_prob = gaussian_log_prob(record.chunk, mean, std).sum(-1)[:, None]
         return Evaluation(
             log_prob - record.aux["log_prob"], gaussian_entropy(std)[:, None], mean[:, None], std[:, None]
         )  # fmt: skip
+
+    def action(self, record: Record, obs: Mapping[str, Tensor], bound: Tensor | None) -> Tensor:
+        head = self.policy.head
+        if isinstance(head, AverageVelocityHead):
+            record = record._replace(chunk=head.bounded(record.chunk))
+        return super().action(record, obs, bound)
+
+    def _mean(self, net: NetFn, z: Tensor) -> Tensor:
+        head = self.policy.head
+        chunk = head.unbounded(net, z) if isinstance(head, AverageVelocityHead) else head.sample(net, z)
+        return chunk.float()
 
     def _std(self) -> Tensor:
         return bounded_std(self.raw_std, **self._bounds)

@@ -23,7 +23,7 @@ from visuomotor.policies.likelihoods.base import Likelihood, Record
 from visuomotor.policies.likelihoods.diffusion import DiffusionChainConfig
 from visuomotor.policies.likelihoods.flow import FlowChainConfig
 from visuomotor.policies.likelihoods.flow_sde import FlowSDEConfig
-from visuomotor.policies.likelihoods.noisy import NoisyOutputConfig
+from visuomotor.policies.likelihoods.noisy import NoisyOutput, NoisyOutputConfig
 from visuomotor.policies.likelihoods.registry import make_likelihood
 from visuomotor.policies.nets.unet1d import UnetConfig
 
@@ -185,6 +185,22 @@ def test_it_learns_a_bandit(make, improve, case):
         reduce="mean" if chain else "sum", clip=0.03 if chain else 0.3,
     )  # fmt: skip
     assert returns[-1] > returns[0] + 0.3 * abs(returns[0])
+
+
+@pytest.mark.parametrize("head", [MeanFlowConfig(), ShortcutConfig(sample_steps=2)], ids=["meanflow", "shortcut"])
+def test_a_chunk_beyond_its_bound_is_executed_within_it_and_has_a_gradient(tiny_policy, observe, head):
+    policy = tiny_policy(head)
+    out = policy.backbone.out[-1]
+    torch.nn.init.zeros_(out.weight)
+    torch.nn.init.constant_(out.bias, 1.1)
+    likelihood = NoisyOutput(policy, _NOISY)
+    obs = observe(policy, N)
+    record = likelihood.rollout(obs, Draws(0))
+    executed = likelihood.action(record, obs, None)
+    assert float(executed.max()) == pytest.approx(1.0)
+    assert float(executed.min()) < 0.9  # what is better inside is seen
+    likelihood.evaluate(obs, record).log_ratio[0].sum().backward()
+    assert out.bias.grad.abs().min() > 0
 
 
 def test_exactly_what_influenced_the_action_counts(make, observe, executed_of):

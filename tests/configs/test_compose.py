@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from visuomotor.configs.compose import compose_train, parse_plain, restore_train
+from visuomotor.configs.compose import compose_train, parse_plain, parse_words, restore_train
 from visuomotor.configs.help import eval_help, train_help
 from visuomotor.configs.schema import EvalConfig
 from visuomotor.data.errors import ConfigError
@@ -53,6 +53,8 @@ def test_new_keys_go_into_plain_dicts():
 def test_a_path_may_hold_what_the_grammar_gives_a_meaning_to():
     for path in ("/a (copy)/it's {1}.zarr", "/runs/a,b=c.zarr", "~/x", "a\\b"):
         assert compose_train([f"data={path}"]).config.data.path == path
+        for key in ("hold.data", "demo_start.store"):
+            assert parse_words([f"{key}={path}"])[0].value() == path
     assert compose_train(["data.path='quoted, already'"]).config.data.path == "quoted, already"
     assert compose_train(["data=x", "run_dir=null"]).config.run_dir is None
 
@@ -127,7 +129,7 @@ def test_commands_without_groups_take_the_same_words():
 
 def test_help_names_every_setting_with_its_default_and_meaning():
     text = train_help()
-    parts = ["policy=diffusion", "backbone=dit|mlp|transformer|unet"]
+    parts = ["policy=diffusion", "backbone=dit|mlp|perceptron|transformer|unet"]
     parts += ["train.steps=", "window.horizon=16"]
     for part in [*parts, "policy.solver=", "optim.lr=", "data.path=(must be given)", "env.max_episode_steps=300"]:
         assert part in text, part

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,11 @@ class DemoStartConfig:
             )
         if self.step < 1 or self.episodes < 1:
             raise ConfigError(f"demo_start: step={self.step} and episodes={self.episodes}: expected at least 1")
+        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        if self.store is None and given:
+            raise ConfigError(
+                f"demo_start.{given[0]} does nothing without demonstrations: give demo_start.store=<zarr>"
+            )
 
 
 class DemoStart(Event):
@@ -101,7 +107,7 @@ class DemoStart(Event):
         self._from_demo, self._reached = flags.unbind(0)
         self._depth = torch.full((), self._config.step, dtype=torch.int64, device=device)
         self._tries, self._wins = torch.zeros(2, dtype=torch.int64, device=device).unbind(0)
-        self._rate = torch.zeros((), dtype=torch.float64, device=device)
+        self._rate = torch.full((), torch.nan, dtype=torch.float64, device=device)  # not judged yet
 
     def apply(self, worlds: Selection, draws: Draws) -> None:
         chosen = draws.uniform() < self._config.share
@@ -137,7 +143,8 @@ class DemoStart(Event):
     def report(self) -> dict[str, float]:
         """Success of the last judged episodes from demonstrations, and how many steps before the end they begin."""
         depth = {"demo_start_depth": float(self._depth)} if self._config.order == "backward" else {}
-        return {"demo_start_success": float(self._rate), **depth}
+        rate = float(self._rate)
+        return depth if math.isnan(rate) else {"demo_start_success": rate, **depth}
 
     def _row(self, draws: Draws) -> Tensor:
         """A row of the store for each world, int64 ``[n]``."""

@@ -93,7 +93,7 @@ def test_the_beginning_moves_back_when_episodes_succeed_and_only_then(store: Pat
     (event,) = env.events._events
     everyone = torch.ones(4, dtype=torch.bool)
     half = torch.tensor([True, False, True, False])
-    assert env.events.report() == {"demo_start_depth": 5.0, "demo_start_success": 0.0}
+    assert env.events.report() == {"demo_start_depth": 5.0}  # no success is not known to be 0
     event.watch(half, everyone)  # two of four
     assert env.events.report() == {"demo_start_depth": 5.0, "demo_start_success": 0.5}
     env.reset(mask=everyone)
@@ -113,7 +113,7 @@ def test_episodes_that_began_as_usual_do_not_count(store: Path) -> None:
     env.reset(seeds=[0, 1, 2, 3])
     (event,) = env.events._events
     event.watch(torch.ones(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool))
-    assert env.events.report() == {"demo_start_depth": 5.0, "demo_start_success": 0.0}
+    assert env.events.report() == {"demo_start_depth": 5.0}
 
 
 def test_a_snapshot_holds_the_curriculum_and_goes_on_bit_for_bit(store: Path) -> None:
@@ -168,5 +168,7 @@ def test_stores_that_do_not_fit_are_refused(store: Path, tmp_path: Path) -> None
         make_env(PushTConfig(), 1, [event])
     with pytest.raises(ConfigError, match="backward"):
         DemoStartConfig(order="backwards")
+    with pytest.raises(ConfigError, match=r"demo_start\.share does nothing without.*demo_start\.store"):
+        DemoStartConfig(share=0.2)
     with pytest.raises(ConfigError, match="was generated with states"):
         generate(store, DemoPlan(env=LiftConfig(engine=ENGINE)), task="lift", text="lift", episodes=4)

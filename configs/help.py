@@ -17,7 +17,7 @@ from visuomotor.configs.export import ExportConfig
 from visuomotor.configs.generate import GenerateConfig
 from visuomotor.configs.play import PlayConfig
 from visuomotor.configs.registry import backbones, heads
-from visuomotor.configs.rl_compose import head_class, rl_groups
+from visuomotor.configs.rl_compose import head_class, layers_help, rl_groups
 from visuomotor.configs.rl_schema import FinetuneConfig, RLConfig
 from visuomotor.configs.schema import EvalConfig, TrainConfig
 from visuomotor.envs.registry import get_task, task_names
@@ -141,11 +141,20 @@ def rl_help(command: str) -> str:
         parts += [(f"backbone={n}: backbone.", e.config_class) for n, e in backbones().items()]
     parts += [(f"likelihood={n}: likelihood.", e.config_class) for n, e in LIKELIHOODS.items()]
     parts += [(f"task={n}: env.", get_task(n).config_class) for n in task_names()]
-    default = "policy=gaussian backbone=mlp, the likelihood that suits the policy" if scratch else "the checkpoint's"
+    default = (
+        "policy=gaussian, backbone=perceptron or for heads that denoise mlp, the likelihood that suits the policy"
+        if scratch
+        else "the task of the checkpoint, the likelihood that suits its head"
+    )
     body = "\n".join(_section(title, schema) for title, schema in parts)
     fitting = {n: likelihoods_for(head_class(n)) for n in heads()}
     words += "\n\nLikelihoods of each head, its default first\n"
     words += "\n".join(f"  {n:<12} {', '.join(names) or 'none'}" for n, names in fitting.items())
+    words += "\n\nAbove the defaults that are listed below, and below what you say\n"
+    words += "\n".join(
+        textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+        for line in layers_help(command)
+    )
     return f"{_RL if scratch else _FINETUNE}\nChosen by one word (default: {default})\n{words}\n\n{body}"
 
 

@@ -11,7 +11,15 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from visuomotor.configs.build import LoadedPolicy, keep_freed_memory, load_policy, set_threads
-from visuomotor.configs.rl_build import Start, loaded_start, make_accelerator, make_trainer, make_worlds, scratch_start
+from visuomotor.configs.rl_build import (
+    Start,
+    action_reach,
+    loaded_start,
+    make_accelerator,
+    make_trainer,
+    make_worlds,
+    scratch_start,
+)
 from visuomotor.configs.rl_compose import ComposedRun, compose_finetune, compose_rl, restore_run, word
 from visuomotor.configs.rl_run import RLRun, split_state
 from visuomotor.configs.rl_schema import RLConfig
@@ -52,7 +60,7 @@ def main(command: str, words: Sequence[str]) -> int:
             "world_size": accelerator.num_processes,
         }
         resumed = loaded.checkpoint if loaded is not None and target is not None else None
-        best = None if resumed is None else _resume(trainer, env, resumed, arithmetic, accelerator, console)
+        saved = None if resumed is None else _resume(trainer, env, resumed, arithmetic, accelerator, console)
         _say(console, config.task, env, trainer, start, composed)
         run_dir = open_run(
             config.run_dir, f"{config.task}_{command}", plain=composed.plain, command=[command, *words],
@@ -61,7 +69,7 @@ def main(command: str, words: Sequence[str]) -> int:
         )  # fmt: skip
         run = RLRun(
             composed, start, trainer, run_dir=run_dir, arithmetic=arithmetic, accelerator=accelerator, console=console,
-            resumed=resumed is not None, best=best,
+            saved=saved,
         )  # fmt: skip
         return run.execute()
 
@@ -72,7 +80,8 @@ def _from_checkpoint(words: Sequence[str]) -> tuple[ComposedRun, LoadedPolicy]:
         raise ConfigError("checkpoint is missing: give checkpoint=<run or checkpoint to go on from>")
     loaded = load_policy(checkpoint)
     saved = loaded.checkpoint.document("config")["config"]
-    return compose_finetune(words, head=type(loaded.policy.head), saved=saved), loaded
+    reach = action_reach(loaded.policy)
+    return compose_finetune(words, head=type(loaded.policy.head), saved=saved, reach=reach), loaded
 
 
 def _resumed(target: Path, words: Sequence[str]) -> tuple[ComposedRun, LoadedPolicy]:
@@ -87,9 +96,9 @@ def _resumed(target: Path, words: Sequence[str]) -> tuple[ComposedRun, LoadedPol
 def _resume(
     trainer: PPOTrainer, env: VecEnv, checkpoint: Checkpoint, arithmetic: dict[str, Any], accelerator: Accelerator,
     console: Console,
-) -> list[float] | None:  # fmt: skip
-    """Put the trainer where the checkpoint left it; returns the best quality so far."""
-    saved = checkpoint.document("training")
+) -> dict[str, Any]:  # fmt: skip
+    """Put the trainer where the checkpoint left it; returns what else the run was at."""
+    saved: dict[str, Any] = checkpoint.document("training")
     for name, value in saved["arithmetic"].items():
         if name == "world_size" and value != arithmetic[name]:
             raise CheckpointError(
@@ -109,8 +118,7 @@ def _resume(
             "for bit[/yellow]"
         )
     console.print(f"resuming from update {checkpoint.step} ({checkpoint.path})", highlight=False, soft_wrap=True)
-    best: list[float] | None = saved["best_score"]
-    return best
+    return saved
 
 
 def _say(

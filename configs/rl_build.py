@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from visuomotor.configs.build import LoadedPolicy, as_read, build_policy
 from visuomotor.configs.demonstrations import read_demonstrations
 from visuomotor.configs.registry import name_of
 from visuomotor.configs.rl_schema import FinetuneConfig, RLConfig
-from visuomotor.configs.training_data import make_source
+from visuomotor.configs.training_data import make_source, training_split
 from visuomotor.data.actions import ActionConfig
 from visuomotor.data.batches import BatchSource
 from visuomotor.data.errors import ConfigError, nearest
@@ -27,6 +28,7 @@ from visuomotor.envs.registry import make_env
 from visuomotor.envs.sim.demo_start import DemoStart
 from visuomotor.policies.encoders.config import ObservationConfig
 from visuomotor.policies.encoders.observation import ObservationEncoder
+from visuomotor.policies.heads.carp import CarpConfig
 from visuomotor.policies.likelihoods.registry import make_likelihood
 from visuomotor.policies.nets.staged import StagedBackbone
 from visuomotor.policies.policy import Policy
@@ -37,6 +39,7 @@ from visuomotor.policies.spec import PolicySpec
 
 __all__ = [
     "Start",
+    "action_reach",
     "check_fits",
     "loaded_start",
     "make_accelerator",
@@ -98,8 +101,16 @@ def scratch_start(config: RLConfig, env: VecEnv) -> Start:
     """A policy with fresh weights, for what the task shows and takes.
 
     Raises:
-        ConfigError: observations that the task does not have, or actions without bounds.
+        ConfigError: observations that the task does not have, actions without bounds or that are whole numbers, or a
+            head that needs demonstrations.
     """
+    if np.issubdtype(np.dtype(env.action_spec.dtype), np.integer):
+        raise ConfigError(f"task {config.task!r} takes whole numbers as actions: policies here give continuous ones")
+    if isinstance(config.policy, CarpConfig):
+        raise ConfigError(
+            "policy=carp writes chunks in codes that are fitted to demonstrations, and from scratch there are none: "
+            "train it with visuomotor train and go on with visuomotor finetune"
+        )
     specs = {k: as_read(s) for k, s in env.obs_spec.items()}
     _check_given("obs.keys", config.obs.keys, specs, config.task)
     keys = config.obs.keys or _vectors(specs)
@@ -148,6 +159,11 @@ def _bounds(config: RLConfig, env: VecEnv) -> ArrayStats:
             )
         low = np.where(np.isfinite(low), low, -config.action_scale)
         high = np.where(np.isfinite(high), high, config.action_scale)
+        if (low >= high).any():
+            raise ConfigError(
+                f"action_scale={config.action_scale:g} is within the bounds that task {config.task!r} has: "
+                f"components {np.flatnonzero(low >= high).tolist()} would go from {low.tolist()} to {high.tolist()}"
+            )
     shape = env.action_spec.shape
     low, high = low.reshape(shape), high.reshape(shape)
     return ArrayStats(1, low, high, (low + high) / 2, (high - low) / 2, low, high)
@@ -161,6 +177,13 @@ def loaded_start(loaded: LoadedPolicy) -> Start:
     if data:  # which episodes were held out depends on the seed of that training
         dataset.setdefault("split", {"val_fraction": data["val_fraction"], "seed": saved["config"]["seed"]})
     return Start(loaded.policy, loaded.checkpoint.document("model"), data, dataset)
+
+
+def action_reach(policy: Policy) -> float:
+    """The largest action of the demonstrations in normalised units, at least 1: exploration has to get there."""
+    stats = ArrayStats.from_dict(policy.normalizer.to_dict()["action"]["stats"])
+    ends = torch.from_numpy(np.stack([stats.min, stats.max])).float()
+    return max(1.0, round(float(policy.normalizer.normalize("action", ends).abs().max()), 3))
 
 
 def model_of(start: Start, policy: Policy) -> dict[str, Any]:
@@ -189,6 +212,8 @@ def make_trainer(config: RLConfig | FinetuneConfig, env: VecEnv, start: Start, a
     specs = {k: as_read(s) for k, s in env.obs_spec.items()}
     keys = config.critic.keys or [*policy.spec.obs, *(k for k, s in specs.items() if s.role == "privileged")]
     _check_given("critic.keys", keys, specs, config.task)
+    if config.ppo.image_shift and not any(specs[k].is_image for k in (*policy.spec.obs, *keys)):
+        raise ConfigError(f"ppo.image_shift={config.ppo.image_shift} moves pictures, and none is observed")
     critic = Critic(config.critic, list(dict.fromkeys(keys)), specs, policy.spec.window.n_obs)
     return PPOTrainer(
         env, likelihood, critic, config=config.ppo, budget=replace(config.budget), seed=config.seed,
@@ -205,11 +230,25 @@ def _demonstrations(config: RLConfig | FinetuneConfig, start: Start) -> BatchSou
         return None
     parts = {k: PartConfig(**v) for k, v in start.data.get("parts", {}).items()}
     demos, policy = read_demonstrations(path, start.policy, parts), start.policy
-    table = window_table(demos.cache.episode_ends, policy.spec.window)
+    ends = demos.cache.episode_ends
+    table = window_table(ends, policy.spec.window, _trained_on(start, path, ends))
     return make_source(
         policy.encoder.config, policy.spec, demos.cache, demos.texts, table, batch_size=config.hold.bc.batch_size,
         seed=config.seed,
     )  # fmt: skip
+
+
+def _trained_on(start: Start, path: str, ends: NDArray[np.int64]) -> list[int] | None:
+    """The episodes of a store that the policy was trained on: what was held out stays so. None: all, of another store.
+
+    ``ends`` are those of the store at ``path``.
+    """
+    known, split = start.dataset, start.dataset.get("split")
+    size = (len(ends), int(ends.max(initial=0)))
+    if split is None or (path != known["path"] and size != (known["n_episodes"], known["n_steps"])):
+        return None
+    train, _ = training_split(len(ends), split["val_fraction"], start.data.get("episodes"), split["seed"])
+    return [int(e) for e in train]
 
 
 def check_fits(spec: PolicySpec, env: VecEnv, task: str) -> None:

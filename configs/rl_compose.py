@@ -20,7 +20,16 @@ from visuomotor.envs.registry import get_task, task_names
 from visuomotor.policies.base import ChunkSizes, Head
 from visuomotor.policies.likelihoods.registry import LIKELIHOODS, default_likelihood
 
-__all__ = ["ComposedRun", "compose_finetune", "compose_rl", "head_class", "restore_run", "rl_groups", "word"]
+__all__ = [
+    "ComposedRun",
+    "compose_finetune",
+    "compose_rl",
+    "head_class",
+    "layers_help",
+    "restore_run",
+    "rl_groups",
+    "word",
+]
 
 _SCHEMAS: dict[str, type[RLConfig] | type[FinetuneConfig]] = {"rl": RLConfig, "finetune": FinetuneConfig}
 _FREE_ON_RESUME = ("budget.", "eval.", "threads=", "save_every=", "eval_every=")
@@ -73,8 +82,12 @@ def compose_rl(words: Sequence[str]) -> ComposedRun:
     return _finish("rl", choices, cfg, [_suited(choices["likelihood"]), _preset(choices["task"])], overrides)
 
 
-def compose_finetune(words: Sequence[str], *, head: type[Head], saved: Mapping[str, Any]) -> ComposedRun:
+def compose_finetune(
+    words: Sequence[str], *, head: type[Head], saved: Mapping[str, Any], reach: float = 1.0
+) -> ComposedRun:  # fmt: skip
     """Settings of ``visuomotor finetune`` for a checkpoint with a ``head``, trained with the settings ``saved``.
+
+    ``reach`` is the largest action of its demonstrations in normalised units: what explores is not held nearer.
 
     Raises:
         ConfigError: as :func:`compose_rl`; also a head without a likelihood, or no task.
@@ -87,10 +100,30 @@ def compose_finetune(words: Sequence[str], *, head: type[Head], saved: Mapping[s
     cfg = _blank(FinetuneConfig, choices)
     if saved["task"] == task:
         cfg.env = OmegaConf.structured(task_settings(task, saved["env"]))
-    layers = [{"ppo": _FINE_TUNED, "likelihood": _EXPLORING.get(choices["likelihood"], {})}]
+    ppo = _FINE_TUNED | ({"action_bound": reach} if reach > 1.0 else {})
+    layers = [{"ppo": ppo, "likelihood": _EXPLORING.get(choices["likelihood"], {})}]
     if cfg.env.get("end_on_success") and set(_GOAL_REWARDED) <= set(cfg.env):
         layers.append({"env": _GOAL_REWARDED})
     return _finish("finetune", choices, cfg, [*layers, _suited(choices["likelihood"])], overrides)
+
+
+def layers_help(command: str) -> list[str]:
+    """What ``command`` puts above the defaults of the settings, a line each as the user would write it."""
+    every: dict[str, Mapping[str, Any]] = {f"likelihood={n}": _suited(n) for n in LIKELIHOODS}
+    if command == "rl":
+        own: dict[str, Mapping[str, Any]] = {f"{g}={n}": {g: small} for (g, n), small in _FROM_SCRATCH.items()}
+        every = own | every | {f"task={n}": _preset(n) for n in task_names()}
+    else:
+        exploring = {f"likelihood={n}": {"likelihood": small} for n, small in _EXPLORING.items()}
+        every = {
+            "every policy": {"ppo": _FINE_TUNED}, **{k: {**every[k], **exploring.get(k, {})} for k in every},
+            "a task that reaching the goal ends": {"env": _GOAL_REWARDED},
+        }  # fmt: skip
+    written = {
+        what: [f"{part}.{k}={str(v).lower()}" for part, values in layer.items() for k, v in values.items()]
+        for what, layer in every.items()
+    }
+    return [f"with {what}: {' '.join(words)}" for what, words in written.items() if words]
 
 
 def restore_run(plain: Mapping[str, Any], words: Sequence[str], run_dir: Path) -> ComposedRun:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +45,20 @@ class RLRun:
         arithmetic: what decides the last bits of its numbers.
         accelerator: the processes.
         console: where to print.
-        resumed: whether the trainer goes on from a checkpoint.
-        best: quality of the best checkpoint so far.
+        saved: ``training.json`` of the checkpoint that the trainer goes on from; None where the run begins.
     """
 
     def __init__(
         self, composed: ComposedRun, start: Start, trainer: PPOTrainer, *, run_dir: Path, arithmetic: dict[str, Any],
-        accelerator: Accelerator, console: Console, resumed: bool = False, best: list[float] | None = None,
+        accelerator: Accelerator, console: Console, saved: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self._composed, self._config, self._start, self._trainer = composed, composed.config, start, trainer
         self._dir, self._arithmetic, self._accelerator, self._console = run_dir, arithmetic, accelerator, console
         self._folder = CheckpointFolder(run_dir / "checkpoints")
-        self._best, self._resumed, self._share = best, resumed, trainer.share_done
-        self._saved: int | None = trainer.updates_done if resumed else None  # update of the last checkpoint
+        self._resumed, self._share = saved is not None, trainer.share_done
+        self._best: list[float] | None = None if saved is None else saved["best_score"]
+        self._owed = bool(saved and saved.get("owed"))  # an evaluation that was left out because the run was stopped
+        self._saved: int | None = trainer.updates_done if self._resumed else None  # update of the last checkpoint
         self._log: MetricLog | None = None
         self._policy = trainer.likelihood.policy
         self._evaluator = self._make_evaluator() if accelerator.is_main_process else None
@@ -69,6 +70,8 @@ class RLRun:
                 self._log = MetricLog(self._dir, self._trainer.updates_done)
             if not self._resumed:
                 self._begin()
+            elif self._owed and self._accelerator.is_main_process and self._select(self._now()):
+                self._folder.choose(self._trainer.updates_done)
             stopped = self._train()
             if not self._accelerator.is_main_process:
                 return 0
@@ -104,10 +107,15 @@ class RLRun:
             result = self._evaluator.test(self._policy, self._dir / "videos" / "before")
             print_result(result, self._console, "before")
             self._write("before", result_document(result, self._dir))
-        event = UpdateEvent(0, 0, 0.0, {}, done=False, stopping=False)
+        event = self._now()
         state = whole_state(self._trainer, self._accelerator)
         if self._accelerator.is_main_process:
             self._save(event, state, best=self._select(event))
+
+    def _now(self) -> UpdateEvent:
+        """Where the trainer is, between two updates."""
+        t = self._trainer
+        return UpdateEvent(t.updates_done, t.env_steps, t.share_done, {}, done=False, stopping=False)
 
     def _train(self) -> bool:
         """Run until the budget is spent; whether it was stopped before."""
@@ -125,13 +133,14 @@ class RLRun:
 
     def _shown(self, bar: RunBar) -> Callable[[UpdateEvent], None]:
         """Return and success of the last episodes, divergence, speed."""
-        budget, last = self._config.budget, dict.fromkeys(("return", "success"), math.nan)
+        budget, last = self._config.budget, dict[str, float]()
 
         def show(event: UpdateEvent) -> None:
             m = event.metrics
-            last.update({k: m[k] for k in last if k in m})
+            last.update({k: m[k] for k in ("return", "success") if k in m})
             of = "" if budget.env_steps is None else f"/{budget.env_steps:,}"
-            state = [f"{event.env_steps:,}{of} steps", f"return {last['return']:.4g}", f"success {last['success']:.0%}"]
+            state = [f"{event.env_steps:,}{of} steps"]
+            state += [f"return {last['return']:.4g}", f"success {last['success']:.0%}"] if last else []
             state += [f"kl {m['kl']:.4f}"] if "kl" in m else []
             bar.show(event.share, [*state, f"{m['steps_per_s']:,.0f} steps/s"])
 
@@ -153,7 +162,9 @@ class RLRun:
 
     def _keep(self, event: UpdateEvent) -> None:
         """Evaluate and save where it is time for it. Every process takes part: each holds worlds of its own."""
-        evaluate = self._is_evaluated(event)
+        due = self._is_due(event)
+        evaluate = due and (event.done or not event.stopping)
+        self._owed = due and not evaluate
         n = self._config.save_every
         self._share = event.share
         if not (evaluate or event.done or event.stopping or (n and event.update % n == 0)):
@@ -162,8 +173,9 @@ class RLRun:
         if self._accelerator.is_main_process:
             self._save(event, state, best=evaluate and self._select(event))
 
-    def _is_evaluated(self, event: UpdateEvent) -> bool:
-        if self._config.eval.episodes == 0 or (event.stopping and not event.done):
+    def _is_due(self, event: UpdateEvent) -> bool:
+        """Whether an evaluation is."""
+        if self._config.eval.episodes == 0:
             return False
         n = self._config.eval_every
         if n is None:
@@ -197,6 +209,7 @@ class RLRun:
         self._check_finite(event)
         training = {
             "best_score": self._best,
+            "owed": self._owed,
             "arithmetic": self._arithmetic,
             "seed": self._config.seed,
             "env_steps": event.env_steps,

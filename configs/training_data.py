@@ -31,7 +31,7 @@ from visuomotor.data.windows import WindowTable, split_episodes, window_table
 from visuomotor.policies.encoders.config import ObservationConfig
 from visuomotor.policies.spec import PolicySpec
 
-__all__ = ["TrainingData", "load_training_data", "make_source", "text_tables"]
+__all__ = ["TrainingData", "load_training_data", "make_source", "text_tables", "training_split"]
 
 
 @dataclass(frozen=True)
@@ -173,15 +173,25 @@ def _split(config: TrainConfig, loaded: _Loaded) -> tuple[np.ndarray, np.ndarray
     bounds = [*loaded.first_episode, len(loaded.cache.episode_ends)]
     train, val = [], []
     for first, stop in pairwise(bounds):
-        mine, held = split_episodes(stop - first, config.data.val_fraction, config.seed)
-        if config.data.episodes is not None:
-            if config.data.episodes > len(mine):
-                raise DataError(f"data.episodes={config.data.episodes}: there are {len(mine)} training episodes")
-            order = np.random.default_rng([config.seed, 7]).permutation(len(mine))  # fewer are a part of more
-            mine = np.sort(mine[order[: config.data.episodes]])
+        mine, held = training_split(stop - first, config.data.val_fraction, config.data.episodes, config.seed)
         train.append(mine + first)
         val.append(held + first)
     return np.concatenate(train), np.concatenate(val)
+
+
+def training_split(n: int, val_fraction: float, episodes: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of ``n`` episodes of a store those to train on, ``episodes`` (null: all that are left), and those held out.
+
+    Raises:
+        DataError: there are not so many to train on.
+    """
+    mine, held = split_episodes(n, val_fraction, seed)
+    if episodes is not None:
+        if episodes > len(mine):
+            raise DataError(f"data.episodes={episodes}: there are {len(mine)} training episodes")
+        order = np.random.default_rng([seed, 7]).permutation(len(mine))  # fewer are a part of more
+        mine = np.sort(mine[order[:episodes]])
+    return mine, held
 
 
 def _order(config: TrainConfig, loaded: _Loaded, table: WindowTable, document: dict[str, Any]) -> MixtureOrder | None:

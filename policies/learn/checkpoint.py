@@ -133,6 +133,11 @@ class CheckpointFolder:
         self._prune()
         return final
 
+    def choose(self, step: int) -> None:
+        """Link the checkpoint of ``step``, which was saved before, as ``best``."""
+        self._link("best", self.root / f"step_{step:08d}")
+        self._prune()
+
     def _link(self, name: str, target: Path) -> None:
         temporary = self.root / f".link-{uuid.uuid4().hex}"
         temporary.symlink_to(target.name)

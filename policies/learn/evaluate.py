@@ -133,7 +133,8 @@ def _outcome(step: Step) -> tuple[Tensor, Tensor]:
     if score is None and success is None:
         raise UserError(
             f"the environment reports neither 'score' nor 'success', only {sorted(step.info)}; "
-            "give GymVecEnv a score= function or let the environment put one of them into its info"
+            "give GymVecEnv a score= function or let the environment put one of them into its info; "
+            "eval.episodes=0 trains without evaluation"
         )
     if score is None:
         assert success is not None

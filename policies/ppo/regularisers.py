@@ -86,7 +86,8 @@ class HoldConfig:
     """What holds the policy; any of them together.
 
     Attributes:
-        data: store of demonstrations for ``bc``; null takes the one that the policy was trained on.
+        data: store of demonstrations for ``bc``; null takes the one that the policy was trained on, and of it the
+            episodes that were not held out.
         bc: imitation of the demonstrations.
         kl: divergence from the policy that it began as, KL(now || then) of its stochastic steps [nat per component].
         w2: distance of its chunks from those of the policy that it began as [normalised units squared].
@@ -96,6 +97,12 @@ class HoldConfig:
     bc: BCTermConfig = field(default_factory=BCTermConfig)
     kl: TermConfig = field(default_factory=TermConfig)
     w2: W2TermConfig = field(default_factory=W2TermConfig)
+
+    def __post_init__(self) -> None:
+        if self.data is not None and not self.bc.weight:
+            raise ConfigError(
+                f"hold.data={self.data} would not be read: give hold.bc.weight too, such as hold.bc.weight=0.1"
+            )
 
 
 class Regulariser(ABC):
@@ -142,12 +149,15 @@ def build_regularisers(config: HoldConfig, likelihood: Likelihood, demos: BatchS
         demos: windows of demonstrations, read by this process alone; needed for ``bc``.
 
     Raises:
-        ConfigError: ``bc`` without demonstrations, or a term that this policy cannot have.
+        ConfigError: ``bc`` without demonstrations or of frozen weights, or a term that this policy cannot have.
     """
     terms: list[Regulariser] = []
     if config.bc.weight:
         if demos is None:
             raise ConfigError("hold.bc needs demonstrations: give hold.data=<store>")
+        policy = likelihood.policy
+        if not any(p.requires_grad for part in (policy.encoder, policy.backbone) for p in part.parameters()):
+            raise ConfigError("hold.bc: the weights that imitate are frozen here; leave it out, or use hold.kl")
         terms.append(_Imitation(config.bc, demos))
     if config.kl.weight:
         terms.append(_Divergence(config.kl, likelihood))
@@ -188,10 +198,7 @@ class _Imitation(_Term):
         self, likelihood: Likelihood, obs: Mapping[str, Tensor], record: Record, found: Evaluation, draws: Draws
     ) -> Tensor:
         index = draws.integers(0, len(self._demos), (max(1, self._size // draws.world_size),))
-        loss = likelihood.policy.loss(self._demos.gather(index).to(draws.device), draws).loss
-        if not loss.requires_grad:
-            raise ConfigError("hold.bc: the weights that imitate are frozen here; leave it out, or use hold.kl")
-        return self._weight * loss
+        return self._weight * likelihood.policy.loss(self._demos.gather(index).to(draws.device), draws).loss
 
 
 class _Held(_Term):

@@ -239,6 +239,27 @@ def test_a_run_in_two_parts_is_that_in_one_bit_for_bit(more, tmp_path, capsys):
     assert different == []
 
 
+def test_an_evaluation_that_was_due_when_the_run_was_stopped_is_made_up_for(tmp_path, monkeypatch):
+    from visuomotor.policies.ppo.trainer import PPOTrainer
+
+    def evaluated(folder: Path) -> list[tuple[int, float]]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [(line["step"], line["eval_return"]) for line in lines if "eval_return" in line]
+
+    words = ["budget.env_steps=128", "eval_every=2"]
+    whole = run(tmp_path / "whole", *words)
+    folder = tmp_path / "parts"
+    with monkeypatch.context() as patched:
+        patched.setattr(PPOTrainer, "_agree", lambda self, stopping: self.updates_done == 2)
+        assert main(["rl", *TINY, f"run_dir={folder}", *words]) == 130
+    assert [step for step, _ in evaluated(folder)] == [0]
+    assert main(["rl", f"resume={folder}"]) == 0
+    assert [step for step, _ in evaluated(whole)] == [0, 2, 4]
+    assert evaluated(folder) == evaluated(whole)
+    best = [(f / "checkpoints" / "best").resolve().name for f in (whole, folder)]
+    assert best[0] == best[1]
+
+
 def test_a_finished_run_says_so_and_other_settings_are_refused(tmp_path, capsys):
     folder = run(tmp_path / "run", "budget.env_steps=32")
     assert main(["rl", f"resume={folder}", "ppo.lr=1"]) == 2

@@ -132,9 +132,10 @@ def test_what_a_policy_cannot_have_is_refused(parts: Parts) -> None:
     with pytest.raises(ConfigError, match="no Gaussian steps"):
         kl(likelihood, obs, record, ratio_only, Draws(0))
     likelihood.requires_grad_(False)
-    (bc,) = build_regularisers(HoldConfig(bc=BCTermConfig(weight=1.0)), likelihood, source)
-    with pytest.raises(ConfigError, match="frozen"):
-        bc(likelihood, obs, record, ratio_only, Draws(0))
+    with pytest.raises(ConfigError, match="frozen"):  # before anything is gathered
+        build_regularisers(HoldConfig(bc=BCTermConfig(weight=1.0)), likelihood, source)
+    with pytest.raises(ConfigError, match=r"hold\.data=a\.zarr would not be read: give hold\.bc\.weight"):
+        HoldConfig(data="a.zarr")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ ONE = WindowConfig(n_obs=1, horizon=1, n_exec=1)
 
 def _answering(likelihood: FPOLikelihood, value: float) -> None:
     """The network says ``value`` whatever it sees."""
-    out = likelihood.policy.backbone.out[-1]
+    out = next(m for m in reversed(list(likelihood.policy.backbone.modules())) if isinstance(m, torch.nn.Linear))
     torch.nn.init.zeros_(out.weight)
     torch.nn.init.constant_(out.bias, value)
 

@@ -8,7 +8,7 @@ from torch.distributions import Normal
 
 from visuomotor.data.windows import WindowConfig
 from visuomotor.policies.draws import Draws
-from visuomotor.policies.heads.gaussian import GaussianConfig
+from visuomotor.policies.heads.gaussian import GaussianConfig, GaussianHead
 from visuomotor.policies.likelihoods.gaussian import GaussianLikelihood, GaussianLikelihoodConfig
 from visuomotor.policies.likelihoods.gsde import GSDEConfig, GSDELikelihood
 
@@ -17,6 +17,7 @@ ONE = WindowConfig(n_obs=1, horizon=1, n_exec=1)
 
 def _noise(likelihood: GSDELikelihood, obs, draws: Draws) -> torch.Tensor:
     policy = likelihood.policy
+    assert isinstance(policy.head, GaussianHead)
     with torch.no_grad():
         mean = policy.head.distribution(policy.net(obs)).mean
     return likelihood.rollout(obs, draws).aux["x"] - mean
@@ -49,6 +50,8 @@ def test_the_spread_is_what_the_density_says_it_is(tiny_policy, observe):
     obs = {k: v[:1].expand(6000, -1, -1) for k, v in observe(likelihood.policy, 1).items()}
     record = likelihood.rollout(obs, Draws(0, 0, 0))
     found = likelihood.evaluate(obs, record)
+    assert found.mean is not None
+    assert found.std is not None
     assert torch.allclose(record.aux["x"].std(0), found.std[0, 0], rtol=0.04)
     # ... which is sum_i (z_i sigma_ij)^2 + std_min^2 with z of length 1.
     policy = likelihood.policy
@@ -63,8 +66,9 @@ def test_the_spread_is_what_the_density_says_it_is(tiny_policy, observe):
 def test_it_begins_with_the_spread_that_was_asked_for(tiny_policy, observe):
     likelihood = GSDELikelihood(tiny_policy(GaussianConfig()), GSDEConfig(std_init=0.4, std_min=0.1))
     obs = observe(likelihood.policy, 4)
-    found = likelihood.evaluate(obs, likelihood.rollout(obs, Draws(0, 0, 0)))
-    assert torch.allclose(found.std, torch.tensor(0.4), atol=1e-5)
+    std = likelihood.evaluate(obs, likelihood.rollout(obs, Draws(0, 0, 0))).std
+    assert std is not None
+    assert torch.allclose(std, torch.tensor(0.4), atol=1e-5)
 
 
 def test_a_squashed_policy_stays_inside_and_has_the_same_ratio(tiny_policy, observe):

@@ -28,6 +28,8 @@ def test_ratio_and_penalty_by_hand(tiny_policy):
         "log_prob": torch.tensor([[[0.3]]]),
     }  # fmt: skip
     found = likelihood.evaluate({"state": torch.zeros(1, 1, 3)}, Record(end + torch.tensor([[[0.1, -0.1]]]), aux))
+    assert found.mean is not None
+    assert found.penalty is not None
     # The end moves by (0.5 - 0.45) / 0.5 = 0.1 and by 0: the noise is now (0, -0.1), of standard deviation 0.2.
     assert found.mean.flatten().tolist() == pytest.approx([0.5, 0.4])
     log_prob = -0.5 * 0.25 - 2 * math.log(0.2) - math.log(2 * math.pi)
@@ -60,7 +62,9 @@ def test_the_mean_over_the_grid_is_how_far_the_end_moves(prediction, tiny_policy
     with torch.no_grad():
         policy.backbone.out[-1].bias.add_(1e-3)
     moved = policy.head.sample(policy.net(obs), noise) - before
-    estimate = likelihood.evaluate(obs, record).mean.mean(1).detach() - before
+    mean = likelihood.evaluate(obs, record).mean
+    assert mean is not None
+    estimate = mean.mean(1).detach() - before
     assert float((estimate * moved).sum() / (estimate.norm() * moved.norm())) > 0.8
     if prediction == "velocity":  # where the velocity does not depend on the place it would be exact
         assert torch.allclose(estimate, moved, rtol=0.3, atol=1e-4)

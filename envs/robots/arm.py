@@ -76,6 +76,7 @@ class Arm(Control):
         self.tcp = world.site(prefix + model.tcp)
         self.chain = Chain(m, self.joints.names, prefix + model.tcp, base, device)
         self._base_pos, self._base_mat = _fixed_frame(world, base)
+        self._aligned = bool((self._base_mat == torch.eye(3, device=device)).all())  # with the world frame
         self._home = torch.tensor(model.home, dtype=torch.float32, device=device)
         self._reaching = Approach(
             low=self.joints.low, high=self.joints.high, rest=self._home, rotation_weight=model.rotation_weight
@@ -130,7 +131,10 @@ class Arm(Control):
 
     def to_base(self, pos: Tensor, mat: Tensor) -> tuple[Tensor, Tensor]:
         """A pose of the world frame in the base frame."""
-        return (pos - self._base_pos) @ self._base_mat, self._base_mat.T @ mat
+        pos = pos - self._base_pos
+        if self._aligned:  # the same numbers without the products
+            return pos, mat
+        return pos @ self._base_mat, self._base_mat.T @ mat
 
     def to_world(self, pos: Tensor, mat: Tensor) -> tuple[Tensor, Tensor]:
         """Inverse of :meth:`to_base`."""

@@ -49,8 +49,8 @@ class EngineConfig:
             raise ConfigError(f"engine.device={self.device}: the engine batch runs on the CPU; choose engine.name=warp")
 
 
-def make_simulator(model: mujoco.MjModel, num_envs: int, config: EngineConfig) -> Simulator:
-    """``num_envs`` worlds of ``model``.
+def make_simulator(model: mujoco.MjModel, num_envs: int, config: EngineConfig, *, outputs: bool = True) -> Simulator:
+    """``num_envs`` worlds of ``model``. Without ``outputs`` mostly the state will be read: only speed depends on it.
 
     Raises:
         MissingExtraError: the engine is not installed.
@@ -69,7 +69,7 @@ def make_simulator(model: mujoco.MjModel, num_envs: int, config: EngineConfig) -
         return IsaacSimulator(model, num_envs, device=config.device, python=config.isaac_python)
     from visuomotor.envs.sim.batch import BatchSimulator
 
-    return BatchSimulator(model, num_envs, threads=config.threads)
+    return BatchSimulator(model, num_envs, threads=config.threads, outputs=outputs)
 
 
 def engine_device(name: str) -> torch.device:

@@ -65,7 +65,7 @@ class SimVecEnv(VecEnv):
                 f"task {task.name!r}: the timestep {model.opt.timestep:g} s does not divide the control step "
                 f"{1 / task.fps:g} s"
             )
-        self.task, self.sim = task, make_simulator(model, num_envs, config.engine)
+        self.task, self.sim = task, make_simulator(model, num_envs, config.engine, outputs=task.reads_outputs)
         self.num_envs, self.device, self.fps = num_envs, self.sim.device, task.fps
         self.max_episode_steps = config.max_episode_steps or task.max_episode_steps
         self._config = config

@@ -86,6 +86,8 @@ class Task(ABC):
         max_episode_steps: its own time limit.
         obs_spec: what :meth:`observe` gives; complete after :meth:`bind`.
         privileged_names: names of the components of :meth:`privileged`; complete after :meth:`bind`.
+        reads_outputs: whether it reads what the engine derives from the state (poses of bodies, sensors); only speed
+            depends on it.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Task(ABC):
     max_episode_steps: int
     obs_spec: dict[str, ArraySpec]
     privileged_names: tuple[str, ...] = ()
+    reads_outputs: bool = True
 
     @abstractmethod
     def scene(self) -> mujoco.MjSpec:

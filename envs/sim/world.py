@@ -142,6 +142,7 @@ class FreeBody:
         q, v = int(m.jnt_qposadr[joint]), int(m.jnt_dofadr[joint])
         self._pos_columns, self._quat_columns = slice(q, q + 3), slice(q + 3, q + 7)
         self._qpos, self._qvel = sim.field("qpos"), sim.field("qvel")
+        self._mat = sim.field("xmat")
         self._lin, self._ang, self._velocity = slice(v, v + 3), slice(v + 3, v + 6), slice(v, v + 6)
 
     def pos(self) -> Tensor:
@@ -151,6 +152,10 @@ class FreeBody:
     def quat(self) -> Tensor:
         """Float32 ``[N, 4]``, ``q_wxyz`` from the body's frame to the world's."""
         return self._qpos[:, self._quat_columns].float()
+
+    def matrix(self) -> Tensor:
+        """Float32 ``[N, 3, 3]``: its axes are the columns, world frame. Not current while a reset places things."""
+        return self._mat[:, self.index].reshape(-1, 3, 3).float()
 
     def linvel(self) -> Tensor:
         """Float32 ``[N, 3]`` [m/s], world frame."""

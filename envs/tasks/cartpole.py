@@ -71,6 +71,7 @@ class Cartpole(ClassicTask):
     """
 
     name = "cartpole"
+    reads_outputs = False
     xml, frame_skip = _XML, 2
 
     def __init__(self, config: CartpoleConfig) -> None:

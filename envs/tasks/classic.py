@@ -105,6 +105,7 @@ class Runner(ClassicTask):
         healthy_joints: greatest position of the other joints [rad].
     """
 
+    reads_outputs = False
     max_episode_steps = 1000
     control_cost = 1e-3
     healthy_reward = 1.0

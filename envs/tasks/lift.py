@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from visuomotor.data.errors import ConfigError
-from visuomotor.data.rotations import matrix_to_rot6d, quat_to_matrix
+from visuomotor.data.rotations import matrix_to_rot6d
 from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
@@ -74,7 +74,7 @@ class Lift(TabletopTask):
         self._cube.place(worlds, pos, yaw_quat(draws.uniform((), -math.pi, math.pi)))
 
     def observe_objects(self) -> dict[str, Tensor]:
-        pos, mat = self.arms[0].to_base(self._cube.pos(), quat_to_matrix(self._cube.quat()))
+        pos, mat = self.arms[0].to_base(self._cube.pos(), self._cube.matrix())
         return {"object": torch.cat([pos, matrix_to_rot6d(mat)], 1)}
 
     def outcome(self) -> Outcome:

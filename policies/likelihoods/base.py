@@ -116,8 +116,8 @@ class Likelihood(nn.Module, ABC):
         before_last = torch.arange(self.n_terms, device=executed.device) < self.n_terms - 1
         return whole | before_last[:, None]
 
-    def action(self, record: Record, obs: Mapping[str, Tensor], bound: Tensor | None) -> Tensor:
-        """What to execute, ``[B, H, Da]`` in raw units: the chunk, clipped to ``bound [Da]`` in normalised units."""
+    def action(self, record: Record, obs: Mapping[str, Tensor], bound: float | None) -> Tensor:
+        """What to execute, ``[B, H, Da]`` in raw units: the chunk, clipped to ``bound`` in normalised units."""
         chunk = record.chunk if bound is None else record.chunk.clamp(-bound, bound)
         return self.policy.unnormalize_action(chunk, obs)
 

@@ -90,7 +90,7 @@ class NoisyOutput(Likelihood):
             log_prob - record.aux["log_prob"], gaussian_entropy(std)[:, None], mean[:, None], std[:, None]
         )  # fmt: skip
 
-    def action(self, record: Record, obs: Mapping[str, Tensor], bound: Tensor | None) -> Tensor:
+    def action(self, record: Record, obs: Mapping[str, Tensor], bound: float | None) -> Tensor:
         head = self.policy.head
         if isinstance(head, AverageVelocityHead):
             record = record._replace(chunk=head.bounded(record.chunk))

@@ -54,8 +54,7 @@ class PPOConfig:
         image_shift: pixels by which the images of a decision are moved at random, for policy and critic alike (random
             shifts, Yarats et al. 2021). It is drawn when the decision is taken, and what was seen is what is learnt
             from: the ratio begins at 1. Evaluation and deployment do not move images.
-        action_bound: chunks are clipped to this when they are executed, in normalised units; null for no bound. Where
-            demonstrated actions went further than 1 (z-scores, quantiles) it is a multiple of how far they went.
+        action_bound: chunks are clipped to this when they are executed, in normalised units; null for no bound.
     """
 
     num_envs: int = 64

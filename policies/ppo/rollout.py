@@ -13,17 +13,15 @@ from visuomotor.data.transforms.crop import shift
 from visuomotor.envs.base import ChunkStep, Obs, VecEnv, merge_obs
 from visuomotor.policies.draws import Draws, mix_seed
 from visuomotor.policies.likelihoods.base import Likelihood, Record
-from visuomotor.policies.policy import Policy
 from visuomotor.policies.ppo.critic import Critic
 from visuomotor.policies.ppo.episodes import EpisodeTally
 from visuomotor.policies.ppo.returns import chunk_reward
 from visuomotor.policies.ppo.windows import Windows, as_chunk, moved
 
-__all__ = ["Collector", "Rollout", "action_bound"]
+__all__ = ["Collector", "Rollout"]
 
 _ROWS = 4096  # observations that the critic values at once
 _STAGGER = 3  # stream of random numbers
-_ROUNDING = 1.001  # what lies less far beyond 1 is rounding
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Collector:
         likelihood: the policy that acts.
         critic: values what is seen.
         gamma: discount per control step.
-        bound: of normalised actions when they are executed (see :func:`action_bound`); None for none.
+        bound: of normalised actions when they are executed.
         seed: of the worlds' first episodes.
         rank: this process; its worlds are ``rank * num_envs`` and on.
         stagger: whether first episodes are cut off.
@@ -69,8 +67,7 @@ class Collector:
         rank: int = 0, stagger: bool = False, image_shift: int = 0,
     ) -> None:  # fmt: skip
         self.env, self._likelihood, self._critic = env, likelihood, critic
-        self._gamma = gamma
-        self._bound = None if bound is None else action_bound(likelihood.policy, bound)
+        self._gamma, self._bound = gamma, bound
         spec = likelihood.policy.spec
         self._first, self._n_exec = spec.window.n_obs - 1, spec.window.n_exec
         self._device = device = likelihood.policy.device
@@ -199,18 +196,6 @@ class Collector:
             self._critic({k: obs[k][i : i + _ROWS] for k in self._critic.keys}) for i in range(0, n, _ROWS)
         ]  # fmt: skip
         return torch.cat(parts)
-
-
-def action_bound(policy: Policy, share: float) -> Tensor:
-    """How far executed actions go in normalised units, ``[Da]``: ``share`` of how far the demonstrated ones went.
-
-    These end at 1 where they were scaled by their range. Z-scores and quantiles go on beyond it, and so does the policy
-    when it is deployed. A component that went less far has ``share`` itself.
-    """
-    stats = policy.normalizer.to_dict()["action"]["stats"]
-    ends = torch.tensor([stats["min"], stats["max"]], dtype=torch.float32, device=policy.device)
-    reach = policy.normalizer.normalize("action", ends).abs().amax(0).flatten()
-    return share * torch.where(reach > _ROUNDING, reach, 1.0)
 
 
 def _moved(images: Tensor, down: Tensor, right: Tensor, reach: int) -> Tensor:

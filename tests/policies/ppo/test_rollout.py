@@ -10,13 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visuomotor.data.normalize import Normalizer
 from visuomotor.data.windows import WindowConfig
 from visuomotor.envs.base import VecEnv
 from visuomotor.policies.draws import Draws
 from visuomotor.policies.ppo.critic import Critic, CriticConfig
 from visuomotor.policies.ppo.episodes import episode_totals
-from visuomotor.policies.ppo.rollout import Collector, _moved, action_bound
+from visuomotor.policies.ppo.rollout import Collector, _moved
 
 LENGTHS = (3, 5, 4, 2)
 GAMMA = 0.9
@@ -96,24 +95,6 @@ def test_chunks_are_clipped_when_they_are_executed_and_not_before(scripted, make
     assert float(rollout.record.chunk.abs().max()) > 1.0
     executed = torch.stack(env.actions)
     torch.testing.assert_close(executed, rollout.record.chunk.clamp(-1, 1)[..., 0, :])
-
-
-def test_z_scored_actions_are_executed_as_far_as_the_demonstrated_ones_went(scripted, make_likelihood) -> None:
-    def scored(env: VecEnv, window: WindowConfig) -> Any:
-        likelihood = make_likelihood(env, window, std_init=1.4)
-        assert action_bound(likelihood.policy, 0.5).tolist() == [0.5]  # scaled by their range, which ends at 1
-        saved = likelihood.policy.normalizer.to_dict()
-        saved["action"]["norm"]["mode"] = "zscore"  # of mean 0 and standard deviation 1
-        saved["action"]["stats"] |= {"min": [-2.0], "max": [1.5]}
-        likelihood.policy.normalizer = Normalizer.from_dict(saved)
-        return likelihood
-
-    env = scripted(LENGTHS)
-    collector = make(env, scored, WindowConfig(n_obs=1, horizon=1, n_exec=1))
-    rollout = collector.collect(8, Draws(0), 0)
-    executed = torch.stack(env.actions)
-    assert float(executed.abs().max()) > 1.2
-    torch.testing.assert_close(executed, rollout.record.chunk.clamp(-2, 2)[..., 0, :])
 
 
 def test_noise_is_a_function_of_the_decision(scripted, make_likelihood) -> None:

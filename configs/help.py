@@ -142,7 +142,7 @@ def rl_help(command: str) -> str:
     parts += [(f"likelihood={n}: likelihood.", e.config_class) for n, e in LIKELIHOODS.items()]
     parts += [(f"task={n}: env.", get_task(n).config_class) for n in task_names()]
     default = (
-        "policy=gaussian, backbone=perceptron or for heads that denoise mlp, the likelihood that suits the policy"
+        "policy=gaussian, backbone=perceptron or mlp and the likelihood, as suits the policy"
         if scratch
         else "the task of the checkpoint, the likelihood that suits its head"
     )

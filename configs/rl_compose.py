@@ -73,7 +73,7 @@ def compose_rl(words: Sequence[str]) -> ComposedRun:
     if "task" not in choices:
         raise ConfigError(f"task is missing: give task=<name>, one of {', '.join(task_names())}")
     head = head_class(choices["policy"])
-    choices.setdefault("backbone", "mlp" if head.denoises else "perceptron")  # fastest where there is no noisy chunk
+    choices.setdefault("backbone", "mlp" if head.needs_chunk else "perceptron")  # the faster one where it serves
     choices.setdefault("likelihood", default_likelihood(head))
     cfg = _blank(RLConfig, choices)
     for group, name in choices.items():

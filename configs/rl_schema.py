@@ -104,8 +104,8 @@ class RunConfig:
         for name, value in (("budget.env_steps", self.budget.env_steps), ("budget.minutes", self.budget.minutes)):
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}={value}: expected more than 0, or null")
-        if self.seed < 0:
-            raise ConfigError(f"seed={self.seed}: expected 0 or more")
+        if not 0 <= self.seed < 2**63 - 1:
+            raise ConfigError(f"seed={self.seed}: expected 0 or more, within 63 bits")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads={self.threads}: expected at least 1, or null for one a core")
         if self.save_every < 0 or (self.eval_every is not None and self.eval_every < 0):

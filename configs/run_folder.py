@@ -38,14 +38,17 @@ def open_run(
         documents: further files, ``{name: content}`` as JSON.
 
     Raises:
-        ConfigError: the folder holds another run.
+        ConfigError: the folder holds another run, or cannot be made.
     """
     folder = Path(run_dir or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}_{what}").expanduser()
     if not resumed and (folder / "checkpoints" / "last").exists():
         raise ConfigError(f"{folder} holds a run already: go on with resume={folder}, or choose another run_dir")
     if not accelerator.is_main_process:
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"run_dir={folder} cannot be made: {e.strerror}") from e
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(plain))))
     found = info()
     environment = {

@@ -113,6 +113,7 @@ def test_where_the_goal_ends_an_episode_it_is_the_reward_of_finetuning():
         (["task=cartpole", "budget.env_steps=null"], "a run needs one of them to end"),
         (["task=cartpole", "budget.env_steps=0"], "budget.env_steps=0: expected more than 0"),
         (["task=cartpole", "seed=-1"], "seed=-1: expected 0 or more"),
+        (["task=cartpole", f"seed={10**20}"], "expected 0 or more, within 63 bits"),
         (["task=cartpole", "eval.num_envs=0"], "eval.num_envs=0: expected at least 1"),
         (["task=cartpole", "env.swing=true"], "env.swing"),
         (["task=cartpole", "device=gpu"], "unknown device 'gpu'"),

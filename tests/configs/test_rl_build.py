@@ -20,6 +20,7 @@ from visuomotor.configs.rl_build import (
 )
 from visuomotor.configs.rl_compose import compose_finetune, compose_rl
 from visuomotor.configs.rl_schema import RLConfig
+from visuomotor.configs.run_folder import open_run
 from visuomotor.data.errors import ConfigError
 from visuomotor.data.normalize import Normalizer
 from visuomotor.data.store import DemoStore
@@ -113,6 +114,20 @@ def test_what_cannot_be_learnt_from_scratch_is_refused(env: VecEnv) -> None:
     env.action_spec = replace(env.action_spec, dtype="int64")
     with pytest.raises(ConfigError, match="whole numbers as actions"):
         scratch_start(composed(), env)
+
+
+@pytest.mark.parametrize("policy", ["act", "diffusion", "gaussian", "gmm", "regression"])
+def test_the_backbone_that_is_taken_serves_the_head(env: VecEnv, policy: str) -> None:
+    scratch_start(composed(f"policy={policy}"), env)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run_dir=.*file/run cannot be made: Not a directory"):
+        open_run(
+            str(tmp_path / "file" / "run"), "x", plain={}, command=[], resumed=False, n_parameters=0,
+            accelerator=make_accelerator(composed()),
+        )  # fmt: skip
 
 
 def test_shifts_of_pictures_that_nobody_sees_are_refused(env: VecEnv) -> None:

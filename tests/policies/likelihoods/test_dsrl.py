@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from visuomotor.data.windows import WindowConfig
 from visuomotor.policies.base import ChunkSizes, Head, NetFn
 from visuomotor.policies.draws import Draws
 from visuomotor.policies.encoders.config import ObservationConfig
+from visuomotor.policies.export import export_policy
 from visuomotor.policies.heads.diffusion import DiffusionConfig
 from visuomotor.policies.heads.flow import FlowConfig
 from visuomotor.policies.heads.steered import SteeredConfig, SteeredHead
@@ -122,6 +124,14 @@ def test_a_steered_policy_is_built_again_from_its_settings() -> None:
     again.head.set_solver(steps=2)
     assert isinstance(again.head, SteeredHead)
     assert again.head.config.settings["sample_steps"] == 2
+
+
+def test_a_steered_policy_is_exported_with_what_steers_it(tmp_path: Path) -> None:
+    policy = _policy(FlowConfig(sample_steps=2))
+    DSRLLikelihood(policy, DSRLConfig())
+    assert isinstance(policy.head, SteeredHead)
+    _push(policy.head, 0.4)
+    assert export_policy(policy, tmp_path, formats=["pt2"]).parity["pt2"] < 1e-5
 
 
 def test_a_policy_without_noise_is_refused() -> None:

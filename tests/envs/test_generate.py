@@ -113,9 +113,7 @@ def test_a_model_that_was_edited_is_another_model(tmp_path: Path) -> None:
 
     assert go_on().kept == go_on().kept == 0
     model.write_text(urdf().replace('length=".2"', 'length=".19"'))
-    with pytest.raises(
-        ConfigError, match=r"content of env.model=\w{16}; this command says content of"
-    ):
+    with pytest.raises(ConfigError, match=r"content of env.model=\w{16}; this command says content of"):
         go_on()
 
 

@@ -4,10 +4,10 @@
 
 *Lift*: 512 worlds, observations of the state, random actions, episodes that end at staggered times; the object's pose,
 and in a second contender friction, masses, gains, damping, armature and gravity, are drawn anew at every reset. The
-peer is a loop that does nothing but ``mujoco.batch.Batch.step`` with the same model, substeps and threads; it replays
-the actuator inputs that random actions gave, from states in the middle of episodes. *Hopper*: the same physics step for
-step (the tests compare them) in ``gymnasium.make_vec("Hopper-v5")`` with a process a world, and in EnvPool (``pip
-install envpool``; left out where it is not installed).
+peer is a loop that does nothing but ``mujoco.batch.Batch.step`` with the same model, substeps and threads, or the same
+drawn models; it replays the actuator inputs that random actions gave, from states in the middle of episodes. *Hopper*:
+the same physics step for step (the tests compare them) in ``gymnasium.make_vec("Hopper-v5")`` with a process a world,
+and in EnvPool (``pip install envpool``; left out where it is not installed).
 
 All contenders live in one process and measure in turns, so that what slows the machine slows all of them alike; the
 ratio is taken in each round, and its median reported. Figures are control steps of all worlds together a second.
@@ -110,8 +110,9 @@ def _lift(mode: str, args: argparse.Namespace) -> dict[str, Any]:
         "environment": _env_turn(plain, args.steps),
         "environment, randomised physics": _env_turn(randomised, args.steps),
         "bare Batch.step": _bare_turn(plain, args),
+        "bare Batch.step, randomised physics": _bare_turn(randomised, args),
     }
-    result = _rounds(turns, args.rounds, ["bare Batch.step"])
+    result = _rounds(turns, args.rounds, [name for name in turns if name.startswith("bare")])
     result["episode_ends_per_step"] = round(args.worlds / plain.max_episode_steps, 1)
     return result
 
@@ -168,6 +169,8 @@ def _bare_turn(env: SimVecEnv, args: argparse.Namespace) -> Turn:
         env.step(a)
         inputs.append(env.sim.field("ctrl").numpy().copy())
     bare = batch.Batch(model, env.num_envs, args.threads, persistent=True)
+    for name, values in env.sim.snapshot().model.items():  # what was drawn for each world; nothing if nothing was
+        bare.expand(name)[:] = values.numpy()
     qpos, ctrl = bare.bind("qpos"), bare.bind("ctrl")
 
     def turn() -> int:

@@ -13,6 +13,7 @@ from visuomotor.configs.build import build_policy
 from visuomotor.configs.registry import backbones, heads
 from visuomotor.data.actions import ActionConfig
 from visuomotor.data.batches import Batch
+from visuomotor.data.errors import ConfigError
 from visuomotor.data.normalize import KeyNorm, Normalizer, compute_stats
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.windows import WindowConfig
@@ -28,7 +29,9 @@ _SMALL = {
     "unet": {"dims": [16, 32], "groups": 4},
     "dit": {"width": 32, "layers": 2, "heads": 2},
     "transformer": {"width": 32, "encoder_layers": 1, "decoder_layers": 1, "heads": 2},
+    "perceptron": {"width": 32},  # reads the observations alone: for heads whose chunk says nothing, without a prefix
 }
+_READ_CHUNKS = [b for b in _SMALL if b != "perceptron"]
 _NO_INPUT = ("gaussian", "gmm", "regression")  # their net's input is zero: weights that multiply it have no gradient
 _AT_THE_INPUT = {
     "backbone.inp.weight",
@@ -45,7 +48,7 @@ def _config(entry, settings):
     return entry.config_class(**settings)
 
 
-@pytest.mark.parametrize("backbone", list(_SMALL))
+@pytest.mark.parametrize("backbone", _READ_CHUNKS)
 @pytest.mark.parametrize("head", ["energy", "flow"])
 def test_the_callers_inference_mode_changes_nothing(head, backbone):
     policy = _policy(head, backbone, LossConfig(max_delay=2)).eval()
@@ -90,7 +93,15 @@ def test_the_small_settings_name_every_backbone():
     assert set(_SMALL) == set(backbones())
 
 
-every = pytest.mark.parametrize(("head", "backbone"), [(h, b) for h in sorted(heads()) for b in sorted(backbones())])
+_PAIRS = [(h, b) for h in sorted(heads()) for b in sorted(_SMALL) if b in _READ_CHUNKS or h in _NO_INPUT]
+every = pytest.mark.parametrize(("head", "backbone"), _PAIRS)
+with_prefix = pytest.mark.parametrize(("head", "backbone"), [(h, b) for h, b in _PAIRS if b in _READ_CHUNKS])
+
+
+def test_a_backbone_that_reads_no_chunk_is_refused_by_heads_that_need_it():
+    for head in set(heads()) - set(_NO_INPUT):
+        with pytest.raises(ConfigError, match="perceptron|Perceptron"):
+            _policy(head, "perceptron")
 
 
 @every
@@ -134,7 +145,7 @@ def test_a_sample_is_a_function_of_its_row(head, backbone):
     assert torch.allclose(alone, chunk[:1], atol=1e-3)
 
 
-@every
+@with_prefix
 def test_a_known_prefix_is_kept_and_changes_the_rest(head, backbone):
     policy = _policy(head, backbone, LossConfig(max_delay=2))
     optimizer = make_optimizer(policy, OptimConfig(lr=1e-2))

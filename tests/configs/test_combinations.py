@@ -100,7 +100,7 @@ with_prefix = pytest.mark.parametrize(("head", "backbone"), [(h, b) for h, b in 
 
 def test_a_backbone_that_reads_no_chunk_is_refused_by_heads_that_need_it():
     for head in set(heads()) - set(_NO_INPUT):
-        with pytest.raises(ConfigError, match="perceptron|Perceptron"):
+        with pytest.raises(ConfigError, match="sees observations only"):
             _policy(head, "perceptron")
 
 

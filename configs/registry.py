@@ -85,7 +85,6 @@ def heads() -> dict[str, HeadEntry]:
     return _with_outside(_HEADS, "visuomotor.heads", HeadEntry)
 
 
-@cache
 def every_head() -> dict[str, HeadEntry]:
     """Every head that a checkpoint can have: those of :func:`heads`, and what fine-tuning makes of them."""
     return {**heads(), "steered": HeadEntry(SteeredConfig, _steered)}
@@ -106,7 +105,6 @@ def backbones() -> dict[str, BackboneEntry]:
     return _with_outside(_BACKBONES, "visuomotor.backbones", BackboneEntry)
 
 
-@cache
 def every_backbone() -> dict[str, BackboneEntry]:
     """Every backbone that a checkpoint can have: those of :func:`backbones`, and what fine-tuning makes of them."""
     return {**backbones(), "staged": BackboneEntry(StagedConfig, _staged)}

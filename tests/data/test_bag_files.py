@@ -218,7 +218,7 @@ def test_pictures_that_declare_too_much() -> None:
     assert image_size(png) == (90_000, 100_000)
     with pytest.raises(DataError, match="declares 100000 x 90000 pixels"):
         decode_image(png)
-    jpeg = b"\xff\xd8\xff\xe0\x00\x04ab\xff\xc0\x00\x11\x08" + struct.pack(">HH", 7, 9)
+    jpeg = b"\xff\xd8\xff\xe0\x00\x04ab\xff\xc0\x00\x11\x08" + struct.pack(">HHB", 7, 9, 3)
     assert image_size(jpeg) == (7, 9)
     for data in (b"", b"GIF89a", png[:12], jpeg[:9], jpeg):
         with pytest.raises(DataError):

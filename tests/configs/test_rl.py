@@ -21,7 +21,7 @@ from visuomotor.configs.rl_run import split_state
 from visuomotor.data.errors import CheckpointError, ConfigError
 from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.gym_adapter import GymVecEnv
-from visuomotor.envs.registry import make_env, register_task, task_names
+from visuomotor.envs.registry import make_env, register_task
 from visuomotor.policies.heads.flow import FlowHead
 from visuomotor.policies.heads.gaussian import GaussianHead
 from visuomotor.policies.likelihoods.registry import LIKELIHOODS
@@ -53,9 +53,9 @@ def pendulum(config: PendulumConfig, num_envs: int) -> GymVecEnv:
 
 
 @pytest.fixture
-def pendulum_task() -> str:
-    if "rl_pendulum" not in task_names():
-        register_task("rl_pendulum", PendulumConfig, pendulum)
+def pendulum_task(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))  # other tests list what there is
+    register_task("rl_pendulum", PendulumConfig, pendulum)
     return "rl_pendulum"
 
 

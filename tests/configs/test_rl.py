@@ -20,6 +20,7 @@ from visuomotor.configs.rl_compose import compose_finetune, compose_rl, restore_
 from visuomotor.configs.rl_run import split_state
 from visuomotor.data.errors import CheckpointError, ConfigError
 from visuomotor.data.spec import ArraySpec
+from visuomotor.envs import registry
 from visuomotor.envs.gym_adapter import GymVecEnv
 from visuomotor.envs.registry import make_env, register_task
 from visuomotor.policies.heads.flow import FlowHead

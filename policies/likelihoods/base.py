@@ -130,10 +130,6 @@ class Likelihood(nn.Module, ABC):
         own = {n for n, _ in named if not n.startswith("policy.")}
         return {k: v for k, v in self.state_dict().items() if k in own}
 
-    def own_parameters(self) -> list[nn.Parameter]:
-        """Trained parameters that are not the policy's."""
-        return [p for n, p in self.named_parameters() if p.requires_grad and not n.startswith("policy.")]
-
 
 class ChainLikelihood(Likelihood):
     """A chunk made by ``M`` Gaussian steps one after another: ``x_0 -> x_1 -> ... -> x_M``, which is the chunk.

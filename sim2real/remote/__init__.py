@@ -1,0 +1,1 @@
+"""Remote inference: a policy server and its client."""

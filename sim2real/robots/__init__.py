@@ -1,0 +1,1 @@
+"""Robots as data: topics, joints, limits, cameras."""

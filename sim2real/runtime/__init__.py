@@ -1,0 +1,1 @@
+"""The bridge's runtime: observer, scheduler, streamer, supervisor, and the two processes."""

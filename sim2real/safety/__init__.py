@@ -1,0 +1,1 @@
+"""Safety: every command passes here before it is sent."""

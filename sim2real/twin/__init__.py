@@ -1,0 +1,1 @@
+"""The twin: a simulated arm that speaks a robot's ROS interface."""

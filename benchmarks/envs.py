@@ -37,7 +37,8 @@ from visuomotor.envs.robots.arm import ControlConfig
 from visuomotor.envs.sim.engines import EngineConfig
 from visuomotor.envs.sim.env import SimVecEnv
 from visuomotor.envs.sim.events import Event
-from visuomotor.envs.sim.terms import ModelTerm, Spread
+from visuomotor.envs.sim.spread import Spread
+from visuomotor.envs.sim.terms import ModelTerm
 from visuomotor.envs.tasks.hopper import Hopper, HopperConfig
 from visuomotor.envs.tasks.lift import Lift, LiftConfig
 

@@ -55,7 +55,8 @@ class SimVecEnv(VecEnv):
 
     def __init__(self, task: Task, config: SimConfig, num_envs: int, events: Sequence[Event] = ()) -> None:
         scene = task.scene()
-        events = [copy.copy(event) for event in events]  # bound to these worlds; other environments may share the list
+        # bound to these worlds: other environments may share the list. Together, since events may refer to each other
+        events = copy.deepcopy(list(events))
         for event in events:
             event.prepare(scene)
         model = scene.compile()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import mujoco
@@ -19,131 +18,13 @@ from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.sim.events import Event
+from visuomotor.envs.sim.quantities import QUANTITIES
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection, constant
+from visuomotor.envs.sim.spread import Source, Spread
 from visuomotor.envs.sim.world import World, names_of
 
-__all__ = ["QUANTITIES", "JointOffset", "ModelTerm", "Push", "Spread", "matching"]
-
-_OPERATIONS = ("*", "+", "=")
-_DISTRIBUTIONS = ("uniform", "loguniform", "normal", "choice")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """How a number varies, and how it acts on a nominal value.
-
-    Attributes:
-        operation: ``*`` (times the nominal value), ``+`` (added to it) or ``=`` (instead of it).
-        distribution: ``uniform`` or ``loguniform`` in ``low`` .. ``high``; ``normal`` about their middle, cut
-            off at both, a quarter of their distance its standard deviation; or ``choice`` of ``values``.
-        low, high: the range.
-        values: for ``choice``.
-    """
-
-    operation: str = "*"
-    distribution: str = "uniform"
-    low: float = 1.0
-    high: float = 1.0
-    values: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.operation not in _OPERATIONS:
-            raise ConfigError(f"unknown operation {self.operation!r}; expected one of {', '.join(_OPERATIONS)}")
-        if self.distribution not in _DISTRIBUTIONS:
-            raise ConfigError(
-                f"unknown distribution {self.distribution!r}. {nearest(self.distribution, _DISTRIBUTIONS)}"
-            )
-        if self.distribution == "choice":
-            if not self.values:
-                raise ConfigError("a choice of no values; expected at least one")
-            return
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
-            raise ConfigError(
-                f"the range {self.low:g} .. {self.high:g}; expected two finite numbers, the smaller first"
-            )
-        if self.distribution == "loguniform" and self.low <= 0:
-            raise ConfigError(f"a log-uniform range from {self.low:g}; expected more than 0")
-
-    @property
-    def smallest(self) -> float:
-        """The smallest number that can be drawn."""
-        return min(self.values) if self.distribution == "choice" else self.low
-
-    @property
-    def largest(self) -> float:
-        """The largest number that can be drawn."""
-        return max(self.values) if self.distribution == "choice" else self.high
-
-    def draw(self, draws: Draws, shape: Sequence[int]) -> Tensor:
-        """Numbers ``[n, *shape]``."""
-        if self.distribution == "choice":
-            table = constant(self.values, draws.device)
-            return table[draws.integers(len(self.values), shape)]
-        if self.distribution == "loguniform":
-            return draws.uniform(shape, math.log(self.low), math.log(self.high)).exp().clamp(self.low, self.high)
-        if self.distribution == "normal":
-            middle, sigma = (self.low + self.high) / 2, (self.high - self.low) / 4
-            return (middle + sigma * draws.normal(shape)).clamp(self.low, self.high)
-        return draws.uniform(shape, self.low, self.high)
-
-    def act(self, nominal: Tensor, number: Tensor) -> Tensor:
-        """The value that ``number`` makes of ``nominal``."""
-        if self.operation == "*":
-            return nominal * number
-        return nominal + number if self.operation == "+" else number + torch.zeros_like(nominal)
-
-
-# What sets a quantity: (field, columns of its last axis or None, how the value enters).
-_Part = tuple[str, slice | int | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantity:
-    """A physical quantity of named things.
-
-    Attributes:
-        kind: ``body``, ``geom``, ``joint`` (hinges and slides, by degree of freedom), ``actuator`` or ``option``.
-        main: the field that the drawn number acts on.
-        follow: fields that are scaled by the same factor as the main one.
-        positive: the value must stay above 0.
-        never_negative: the value must stay at 0 or above.
-        constants: :meth:`Simulator.set_const` has to run afterwards.
-        unit: of the value.
-    """
-
-    kind: str
-    main: _Part
-    follow: tuple[_Part, ...] = ()
-    positive: bool = False
-    never_negative: bool = False
-    constants: bool = False
-    unit: str = ""
-
-
-QUANTITIES: dict[str, Quantity] = {
-    "mass": Quantity(
-        kind="body", main=("body_mass", None), follow=(("body_inertia", slice(None)),), positive=True, constants=True,
-        unit="kg",
-    ),
-    "center_of_mass": Quantity(kind="body", main=("body_ipos", slice(None)), constants=True, unit="m"),
-    "friction": Quantity(kind="geom", main=("geom_friction", 0), positive=True),
-    "contact_time": Quantity(kind="geom", main=("geom_solref", 0), positive=True, unit="s"),
-    "damping": Quantity(kind="joint", main=("dof_damping", None), never_negative=True, unit="N s/m or N m s/rad"),
-    "friction_loss": Quantity(kind="joint", main=("dof_frictionloss", None), never_negative=True, unit="N or N m"),
-    "armature": Quantity(
-        kind="joint", main=("dof_armature", None), never_negative=True, constants=True, unit="kg or kg m^2"
-    ),
-    "position_gain": Quantity(kind="actuator", main=("actuator_gainprm", 0), follow=(("actuator_biasprm", 1),)),
-    "velocity_gain": Quantity(kind="actuator", main=("actuator_biasprm", 2)),
-    "force_limit": Quantity(
-        kind="actuator", main=("actuator_forcerange", 1), follow=(("actuator_forcerange", 0),), never_negative=True,
-        unit="N or N m",
-    ),
-    "actuator_delay": Quantity(kind="actuator", main=("actuator_delay", None), never_negative=True, unit="s"),
-    "gravity": Quantity(kind="option", main=("opt.gravity", slice(None)), unit="m/s^2"),
-}  # fmt: skip
-"""What a :class:`ModelTerm` can vary. ``velocity_gain`` is negative in MuJoCo's bias term: multiply it."""
+__all__ = ["JointOffset", "ModelTerm", "Push", "matching"]
 
 
 def matching(world: World, kind: str, patterns: Sequence[str]) -> list[str]:
@@ -169,11 +50,15 @@ class ModelTerm(Event):
     """Varies a quantity of named things.
 
     Args:
-        quantity: one of :data:`QUANTITIES`.
+        quantity: one of :data:`~visuomotor.envs.sim.quantities.QUANTITIES`.
         names: shell patterns of bodies, geoms, joints or actuators; not for ``gravity``.
         spread: how.
         shared: one number for all the things of a world, instead of one each.
         when: ``startup`` or ``reset``.
+
+    Attributes:
+        source: where its numbers come from: its spread, unless a curriculum puts something else here before it is
+            bound. What it draws must lie within the spread.
 
     Raises:
         ConfigError: an unknown quantity, or a spread that gives values which are negative or 0 where they must not be.
@@ -186,6 +71,7 @@ class ModelTerm(Event):
             raise ConfigError(f"unknown quantity {quantity!r}. {nearest(quantity, QUANTITIES)}")
         self.quantity, self.names = quantity, _listed(names, quantity)
         self.spread, self.shared, self.when = spread, shared, when
+        self.source: Source = spread
         self._q = QUANTITIES[quantity]
         self.changes_constants = self._q.constants
         self._things = 0
@@ -220,7 +106,7 @@ class ModelTerm(Event):
 
     def apply(self, worlds: Selection, draws: Draws) -> None:
         shape = self._shape()
-        number = self.spread.draw(draws, shape)
+        number = self.source.draw(draws, shape, worlds)
         for write in self._writes:
             write(worlds, number)
 
@@ -302,6 +188,7 @@ class JointOffset(Event):
         if spread.operation != "+":
             raise ConfigError(f"JointOffset: operation {spread.operation!r}; expected '+'")
         self.names, self.spread = _listed(names, "JointOffset"), spread
+        self.source: Source = spread
         if not self.names:
             raise ConfigError("JointOffset: no names; expected names or patterns of joints")
 
@@ -310,7 +197,7 @@ class JointOffset(Event):
 
     def apply(self, worlds: Selection, draws: Draws) -> None:
         j = self._joints
-        offset = self.spread.draw(draws, (len(j.names),))
+        offset = self.source.draw(draws, (len(j.names),), worlds)
         j.set_pos(worlds, torch.clamp(worlds.take(j.pos()) + offset, j.low, j.high))
 
 

@@ -15,8 +15,9 @@ from visuomotor.envs.sim.env import SimVecEnv
 from visuomotor.envs.sim.events import Event
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection, constant
+from visuomotor.envs.sim.spread import Spread
 from visuomotor.envs.sim.task import SimConfig
-from visuomotor.envs.sim.terms import ModelTerm, Push, Spread
+from visuomotor.envs.sim.terms import ModelTerm, Push
 from visuomotor.envs.sim.world import names_of
 from visuomotor.envs.tasks.lift import Lift, LiftConfig
 from visuomotor.envs.tasks.tabletop import TabletopTask

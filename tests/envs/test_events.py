@@ -11,7 +11,8 @@ from visuomotor.envs.sim.env import SimVecEnv
 from visuomotor.envs.sim.events import Event, EventSchedule
 from visuomotor.envs.sim.random import Draws, WorldRandom
 from visuomotor.envs.sim.selection import Selection
-from visuomotor.envs.sim.terms import ModelTerm, Spread
+from visuomotor.envs.sim.spread import Spread
+from visuomotor.envs.sim.terms import ModelTerm
 from visuomotor.envs.sim.world import World
 from visuomotor.envs.tasks.lift import Lift, LiftConfig
 

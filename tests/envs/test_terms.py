@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from visuomotor.data.errors import ConfigError
 from visuomotor.envs.sim.batch import BatchSimulator
 from visuomotor.envs.sim.events import Event, EventSchedule
+from visuomotor.envs.sim.quantities import QUANTITIES
 from visuomotor.envs.sim.random import Draws, WorldRandom
 from visuomotor.envs.sim.selection import Selection
-from visuomotor.envs.sim.terms import QUANTITIES, JointOffset, ModelTerm, Push, Spread
+from visuomotor.envs.sim.spread import Spread
+from visuomotor.envs.sim.terms import JointOffset, ModelTerm, Push
 from visuomotor.envs.sim.world import World
 
 XML = """

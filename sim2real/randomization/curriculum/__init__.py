@@ -1,0 +1,1 @@
+"""How wide randomisation is at each time of training."""

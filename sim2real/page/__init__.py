@@ -1,0 +1,1 @@
+"""A live page of the bridge in a browser on this machine."""

@@ -1,0 +1,1 @@
+"""Recording while the bridge runs: episodes into a store, and all topics into a bag."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 
-__all__ = ["Chunk", "Observed", "Request", "State", "Status"]
+__all__ = ["Chunk", "Listener", "Observed", "Request", "State", "Status", "Tick"]
 
 
 class State(StrEnum):
@@ -48,6 +48,7 @@ class Chunk:
         dt_ns: between two actions.
         actions: float64 ``[H, Da]`` in the policy's raw units.
         sequence: counts up by one with every chunk.
+        episode: that it was made for; chunks of another are dropped.
     """
 
     observed_ns: int
@@ -55,6 +56,7 @@ class Chunk:
     dt_ns: int
     actions: np.ndarray
     sequence: int
+    episode: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +65,59 @@ class Observed:
 
     Attributes:
         time_ns: when it was true [ns, the bridge's monotonic clock].
+        step: control step of the episode, 0 for its first observation.
+        episode: counts up by one with every episode: with a new number the policy begins anew.
+        seed: of the episode, for the policy's noise.
         values: arrays as the policy's specification has them, without a time axis.
         ages_s: by stream: how long ago its newest message had come when this was put together.
     """
 
     time_ns: int
+    step: int
+    episode: int
+    seed: int
     values: Mapping[str, np.ndarray]
     ages_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick:
+    """What one tick of the bridge did, for whoever records it.
+
+    Attributes:
+        time_ns: of the tick [ns, the bridge's monotonic clock].
+        stamp_ns: the same on the clock of headers [ns since 1970].
+        state: of the supervisor after this tick.
+        episode: as in :class:`Observed`; -1 outside of episodes.
+        observed: the observation that was sent to the policy in this tick; None in ticks between control steps.
+        action: the policy's raw action ``[Da]`` that is in force now; None without one.
+        human: joint targets ``[n]`` of the person who commands; None unless one does.
+        sent: joint positions ``[n]`` that were commanded in this tick, after the safety filter; None if none were.
+        sent_opening: of the gripper, 0..1.
+        measured, velocity: of the joints ``[n]``, the newest; nan before the first.
+        opening: measured opening of the gripper, 0..1.
+        events: what happened in this tick, in words.
+        outcome: in the tick in which an episode ends: whether it succeeded. None in all others.
+    """
+
+    time_ns: int
+    stamp_ns: int
+    state: State
+    episode: int
+    observed: Observed | None
+    action: np.ndarray | None
+    human: np.ndarray | None
+    sent: np.ndarray | None
+    sent_opening: float
+    measured: np.ndarray
+    velocity: np.ndarray
+    opening: float
+    events: tuple[str, ...] = ()
+    outcome: bool | None = None
+
+
+Listener = Callable[[Tick], None]
+"""Told of every tick, in the bridge's own thread: it returns at once."""
 
 
 @dataclass(kw_only=True)

@@ -50,6 +50,11 @@ class JointState(Message):
     velocity: np.ndarray = field(default_factory=_none)  # rad/s or m/s
     effort: np.ndarray = field(default_factory=_none)  # N m or N
 
+    def __post_init__(self) -> None:
+        for values in (self.position, self.velocity, self.effort):
+            if len(values) not in (0, len(self.name)):
+                raise ValueError(f"a JointState of {len(self.name)} joints with {len(values)} values")
+
 
 @dataclass(kw_only=True, slots=True)
 class Image(Message):
@@ -61,6 +66,10 @@ class Image(Message):
     step: int
     data: np.ndarray
     is_bigendian: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.data) != self.height * self.step:
+            raise ValueError(f"an Image of {self.height} rows of {self.step} bytes with {len(self.data)} bytes")
 
 
 @dataclass(kw_only=True, slots=True)

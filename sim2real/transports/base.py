@@ -35,7 +35,13 @@ LATCHED = Qos(reliable=True, depth=1, transient_local=True)
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A publisher or a subscriber of a topic as the graph shows it; ``qos`` None where the middleware hides it."""
+    """A publisher or a subscriber of a topic as the graph shows it.
+
+    Attributes:
+        node: with its namespace, or ``?`` where the middleware does not say whose it is.
+        ros_type: as ROS 2 names it, ``sensor_msgs/msg/JointState``; of ROS 1 as well.
+        qos: None where the middleware hides it; its ``depth`` is 0 where only the owner knows it.
+    """
 
     node: str
     ros_type: str
@@ -52,7 +58,13 @@ class TopicInfo:
 
 
 class Publisher(ABC, Generic[M]):
-    """One topic out."""
+    """One topic out.
+
+    Attributes:
+        incompatible: why a subscriber could not be connected: the policy of quality of service that differs.
+    """
+
+    incompatible: str = ""
 
     @abstractmethod
     def publish(self, message: M) -> None:

@@ -1,8 +1,9 @@
-"""Numbers, strings and arrays to bytes and back: XCDR version 1 as ROS 2 has it on the wire, and ROS 1's serialisation.
+"""Numbers, strings and arrays to bytes and back: XCDR1, which ROS 2 has on the wire, and the serialisation of ROS 1.
 
-Both write the same fields in the same order. XCDR1 (DDS-XTypes 1.3, section 7.4.1; encapsulation ``00 01 00 00``) aligns
-each number to its own size, counted from behind the encapsulation, and ends strings with a NUL; ROS 1 does neither and
-has a counter in the header. Bytes from outside are checked against their end before anything is allocated or read.
+Both write the same fields in the same order. XCDR1 (DDS-XTypes 1.3, section 7.4.1; encapsulation ``00 01 00 00``)
+aligns each number to its own size, counted from behind the encapsulation, and ends strings with a NUL; ROS 1 does
+neither and has a counter in the header. Bytes from outside are checked against their end before anything is allocated
+or read.
 
 Arrays of bytes (pictures) are views of what came in, and copied once on the way out; other arrays are copies.
 """

@@ -171,7 +171,6 @@ def ros1_checksum(ros_type: str) -> str:
 def definition_text(ros_type: str, *, ros1: bool = False) -> str:
     """The type's definition and those of all types inside, as bags and ROS 1 connections carry them."""
     parts = ["\n".join(_lines(ros_type, ros1))]
-    for nested in _nested(ros_type):
-        if not (ros1 and ros1_name(nested) in ("builtin_interfaces/Time", "builtin_interfaces/Duration")):
-            parts.append(f"MSG: {ros1_name(nested)}\n" + "\n".join(_lines(nested, ros1)))
+    nested = [t for t in _nested(ros_type) if not (ros1 and t.startswith("builtin_interfaces/"))]
+    parts += [f"MSG: {ros1_name(t)}\n" + "\n".join(_lines(t, ros1)) for t in nested]
     return f"\n{'=' * 80}\n".join(parts) + "\n"

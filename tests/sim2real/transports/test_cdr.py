@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -81,7 +82,9 @@ MESSAGES: dict[type[m.Message], st.SearchStrategy[Any]] = {
     m.Boolean: st.builds(m.Boolean, data=st.booleans()),
     m.Text: st.builds(m.Text, data=texts),
     m.JointTrajectory: headed(
-        m.JointTrajectory, joint_names=st.lists(texts, max_size=3).map(tuple), points=st.lists(point, max_size=3).map(tuple)
+        m.JointTrajectory,
+        joint_names=st.lists(texts, max_size=3).map(tuple),
+        points=st.lists(point, max_size=3).map(tuple),
     ),
     m.JointCommand: st.builds(m.JointCommand, name=texts, command=vectors(sizes, "f4")),
     m.Transforms: transforms(),
@@ -150,10 +153,8 @@ def test_damaged_bytes_are_a_message_or_refused(
 ) -> None:
     written = bytearray(encode(data.draw(MESSAGES[kind]), ros1=ros1))
     written[at : at + len(noise)] = noise
-    try:
+    with contextlib.suppress(CdrError):
         assert isinstance(decode(kind, bytes(written), ros1=ros1), kind)
-    except CdrError:
-        pass
 
 
 @pytest.mark.parametrize("count", [2**32 - 1, 2**31, 10**8])

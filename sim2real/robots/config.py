@@ -38,9 +38,9 @@ VALUE_TYPES = {
     "joint_state": ("position", "velocity", "effort"),
 }
 """Types of a :class:`ValueStream`, and the fields that each has."""
-FIELD_SIZES = {
-    "position": 3, "q_wxyz": 4, "q_xyzw": 4, "rot6d": 6, "linear": 3, "angular": 3, "force": 3, "torque": 3,
-}  # fmt: skip
+FIELD_SIZES = {"position": 3, "q_wxyz": 4, "q_xyzw": 4, "rot6d": 6} | dict.fromkeys(
+    ("linear", "angular", "force", "torque"), 3
+)
 """Numbers in a field of a pose, twist or wrench."""
 _MOVES_ON = ("forward_velocity", "twist")  # an arm that is told velocities goes on without further commands
 
@@ -296,8 +296,7 @@ class RobotConfig:
                 raise ConfigError(f"limits of {joint!r}, which is no joint. {nearest(joint, self.joints)}")
         if self.gripper is not None and self.gripper.joint in self.joints:
             raise ConfigError(f"gripper.joint={self.gripper.joint!r} is also a joint of the arm")
-        both = sorted(self.cameras.keys() & self.values.keys())
-        if both:
+        if both := sorted(self.cameras.keys() & self.values.keys()):
             raise ConfigError(f"observation {both[0]!r} is both a camera and a value")
         for name in ("stop_topic", "teleop_topic", "success_topic", "reset_topic"):
             if getattr(self, name):
@@ -346,6 +345,5 @@ def _topic(name: str, topic: str) -> None:
 def _names(what: str, names: Sequence[str]) -> None:
     if "" in names:
         raise ConfigError(f"{what}={list(names)}: a name is empty")
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
+    if twice := sorted({n for n in names if names.count(n) > 1}):
         raise ConfigError(f"{what} names {twice[0]!r} twice")

@@ -41,7 +41,7 @@ T = TypeVar("T")
 _LITERAL = (  # paths and sentences
     "data", "data.path", "data.cache.dir", "run_dir", "resume", "checkpoint", "against", "rank_by", "out", "goal",
     "eval.goal", "text", "eval.text", "record", "obs.image.pretrained.name", "obs.image.pretrained.weights",
-    "obs.image.augment.textures", "store", "save", "path", "hold.data", "demo_start.store",
+    "obs.image.augment.textures", "store", "save", "path", "hold.data", "demo_start.store", "randomization",
 )  # fmt: skip
 
 

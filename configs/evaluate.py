@@ -12,9 +12,10 @@ import numpy as np
 from rich.console import Console
 
 from visuomotor.configs.build import LoadedPolicy, load_policy, pick_device, set_threads
-from visuomotor.configs.compose import parse_plain, task_settings
+from visuomotor.configs.compose import task_settings
 from visuomotor.configs.demonstrations import read_demonstrations
 from visuomotor.configs.execution import Execution, compose, load_execution, search_weights
+from visuomotor.configs.randomize import parse_randomized, plain_randomization
 from visuomotor.configs.rollout import RolloutEvaluator, print_comparison, print_result, result_document
 from visuomotor.configs.schema import DataConfig, EvalConfig, RolloutConfig
 from visuomotor.configs.training_data import make_source
@@ -26,13 +27,14 @@ from visuomotor.policies.learn.evaluate import EvalResult, compare
 from visuomotor.policies.learn.open_loop import open_loop_error
 from visuomotor.policies.policy import Policy
 from visuomotor.policies.spec import PolicySpec
+from visuomotor.sim2real.randomization.build import build_events
 
 __all__ = ["main"]
 
 
 def main(words: Sequence[str]) -> int:
     """Evaluate as ``words`` say (``key=value ...``); returns the exit status."""
-    config = parse_plain(EvalConfig, words)
+    config = parse_randomized(EvalConfig, words)
     set_threads(config.threads)
     loaded = _load(config, config.checkpoint)
     console = Console()
@@ -67,7 +69,8 @@ def _out(config: EvalConfig, loaded: LoadedPolicy) -> Path:
         return Path(config.out).expanduser()
     checkpoint = loaded.checkpoint.path
     parent = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    return parent / "eval" / f"{checkpoint.name}-{'open-loop' if config.data else config.task or 'task'}"
+    what = "open-loop" if config.data else config.task or "task"
+    return parent / "eval" / f"{checkpoint.name}-{what}{'-randomized' if config.randomization.terms else ''}"
 
 
 def _roll_out(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dict[str, Any]:
@@ -81,6 +84,8 @@ def _roll_out(config: EvalConfig, loaded: LoadedPolicy, console: Console) -> dic
     others = [_load(config, path) for path in config.compose]
     policies = [loaded.policy, *(o.policy for o in others)]
     document: dict[str, Any] = {"task": task, "checkpoint": str(loaded.checkpoint.path)}
+    if config.randomization.terms:
+        document["randomization"] = plain_randomization(config.randomization)
     acting = compose(policies, config)
     other = None if config.against is None else _load(config, config.against)
     if other is not None:
@@ -124,7 +129,8 @@ def _evaluator(
         text=config.text,
         guidance_scale=config.guidance_scale,
     )
-    return RolloutEvaluator(task, env, rollout, spec, data=data, execution=execution)
+    events = build_events(config.randomization)
+    return RolloutEvaluator(task, env, rollout, spec, data=data, execution=execution, events=events)
 
 
 def _test(

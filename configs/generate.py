@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from visuomotor.configs.compose import compose_train, parse_plain
+from visuomotor.configs.compose import compose_train
+from visuomotor.configs.randomize import parse_randomized, plain_randomization
 from visuomotor.data.errors import ConfigError
 from visuomotor.data.store import DemoStore
 from visuomotor.data.validate import validate
 from visuomotor.envs.demonstrate import DemoPlan
 from visuomotor.envs.generate import Tally, generate
+from visuomotor.sim2real.randomization.build import build_events
+from visuomotor.sim2real.randomization.config import RandomizationConfig
 
 __all__ = ["GenerateConfig", "main"]
 
@@ -43,6 +46,7 @@ class GenerateConfig:
         workers: processes; -1 takes one a core, 0 none but this one. The result is the same.
         text: what a person would say to ask for it; null is the name of the task.
         states: also record the state of the simulator, so that episodes of fine-tuning can begin in it.
+        randomization: what differs from episode to episode; given as ``randomization=<name or file>``.
     """
 
     task: str = MISSING
@@ -58,6 +62,7 @@ class GenerateConfig:
     workers: int = -1
     text: str | None = None
     states: bool = False
+    randomization: RandomizationConfig = field(default_factory=RandomizationConfig)
 
     def __post_init__(self) -> None:
         for name, low in (("episodes", 1), ("hold", 0), ("seed", 0), ("workers", -1)):
@@ -71,7 +76,7 @@ class GenerateConfig:
 def main(words: Sequence[str]) -> int:
     """Generate as ``words`` say (``key=value ...``); returns the exit status."""
     env_words = [w for w in words if w.startswith("env.")]
-    config = parse_plain(GenerateConfig, [_plain(w) for w in words if w not in env_words])
+    config = parse_randomized(GenerateConfig, [_plain(w) for w in words if w not in env_words])
     if config.cameras is not None:
         env_words.append(f"env.cameras.names=[{','.join(config.cameras)}]")
     trained = compose_train([f"task={config.task}", "data.path=generated", *env_words]).config
@@ -81,7 +86,8 @@ def main(words: Sequence[str]) -> int:
     source = None if config.source is None else Path(config.source).expanduser()
     plan = DemoPlan(
         env=trained.env, diversity=config.diversity, noise=config.noise, slips=config.slips, hold=config.hold,
-        source=source, states=config.states,
+        source=source, states=config.states, events=tuple(build_events(config.randomization)),
+        randomization=plain_randomization(config.randomization),
     )  # fmt: skip
     console = Console()
     start = time.monotonic()

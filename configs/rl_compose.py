@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from visuomotor.configs.compose import apply_words, check_keys, known_keys, parse_words, task_settings, to_typed
+from visuomotor.configs.randomize import compose_randomization, presets, split_words, typed_randomization
 from visuomotor.configs.registry import backbones, heads
 from visuomotor.configs.rl_schema import FinetuneConfig, RLConfig
 from visuomotor.data.errors import CheckpointError, ConfigError, nearest
@@ -58,7 +59,7 @@ class ComposedRun:
 
 def rl_groups(command: str) -> dict[str, list[str]]:
     """What can be chosen by one word in ``command`` (``rl`` or ``finetune``)."""
-    every = {"task": task_names(), "likelihood": sorted(LIKELIHOODS)}
+    every = {"task": task_names(), "likelihood": sorted(LIKELIHOODS), "randomization": presets()}
     return every if command == "finetune" else {"policy": sorted(heads()), "backbone": sorted(backbones()), **every}
 
 
@@ -68,6 +69,7 @@ def compose_rl(words: Sequence[str]) -> ComposedRun:
     Raises:
         ConfigError: an unknown setting or choice, a value of the wrong type, or settings that contradict each other.
     """
+    randomized, words = split_words(words)
     overrides, chosen = _choose(parse_words(words), "rl")
     choices = {"policy": "gaussian"} | chosen
     if "task" not in choices:
@@ -76,6 +78,7 @@ def compose_rl(words: Sequence[str]) -> ComposedRun:
     choices.setdefault("backbone", "mlp" if head.needs_chunk else "perceptron")  # the faster one where it serves
     choices.setdefault("likelihood", default_likelihood(head))
     cfg = _blank(RLConfig, choices)
+    cfg.randomization = compose_randomization(randomized)
     for group, name in choices.items():
         if small := _FROM_SCRATCH.get((group, name)):
             cfg[group] = OmegaConf.merge(cfg[group], small)
@@ -92,12 +95,14 @@ def compose_finetune(
     Raises:
         ConfigError: as :func:`compose_rl`; also a head without a likelihood, or no task.
     """
+    randomized, words = split_words(words)
     overrides, chosen = _choose(parse_words(words), "finetune")
     task = chosen.get("task") or saved["task"]
     if task is None:
         raise ConfigError("this policy was trained without a task: give task=<name>")
     choices = {"task": task, "likelihood": chosen.get("likelihood") or default_likelihood(head)}
     cfg = _blank(FinetuneConfig, choices)
+    cfg.randomization = compose_randomization(randomized)
     if saved["task"] == task:
         cfg.env = OmegaConf.structured(task_settings(task, saved["env"]))
     ppo = _FINE_TUNED | ({"action_bound": reach} if reach > 1.0 else {})
@@ -144,10 +149,11 @@ def restore_run(plain: Mapping[str, Any], words: Sequence[str], run_dir: Path) -
     for group, name in choices.items():
         if name not in (known := rl_groups("rl")[group]):
             raise CheckpointError(f"the run needs {group} {name!r}, which is not installed. {nearest(name, known)}")
-    values = {k: v for k, v in plain["config"].items() if k != "data"}
+    values = {k: v for k, v in plain["config"].items() if k not in ("data", "randomization")}
+    cfg = _blank(_SCHEMAS[command], choices)
     try:
-        return _finish(command, choices, _blank(_SCHEMAS[command], choices), [values, {"run_dir": str(run_dir)}],
-                       parse_words(words))  # fmt: skip
+        cfg.randomization = typed_randomization(plain["config"].get("randomization") or {})
+        return _finish(command, choices, cfg, [values, {"run_dir": str(run_dir)}], parse_words(words))
     except OmegaConfBaseException as e:
         raise CheckpointError(
             f"the run was made with settings that this version does not know: {str(e).splitlines()[0]}"

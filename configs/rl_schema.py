@@ -18,6 +18,7 @@ from visuomotor.policies.ppo.config import PPOConfig
 from visuomotor.policies.ppo.critic import CriticConfig
 from visuomotor.policies.ppo.regularisers import HoldConfig
 from visuomotor.policies.ppo.trainer import BudgetConfig
+from visuomotor.sim2real.randomization.config import RandomizationConfig
 
 __all__ = ["FinetuneConfig", "RLConfig", "RLEvalConfig", "RLObservationConfig", "RunConfig"]
 
@@ -78,6 +79,7 @@ class RunConfig:
             five over the run, 0 none besides the one at the end.
         hold: what holds the policy near demonstrations, or near what it began as.
         demo_start: episodes that begin in states of demonstrations; never those of an evaluation.
+        randomization: what differs from world to world in training; evaluations are in the task as it is.
     """
 
     likelihood: LikelihoodConfig = MISSING
@@ -85,6 +87,7 @@ class RunConfig:
     critic: CriticConfig = field(default_factory=CriticConfig)
     hold: HoldConfig = field(default_factory=HoldConfig)
     demo_start: DemoStartConfig = field(default_factory=DemoStartConfig)
+    randomization: RandomizationConfig = field(default_factory=RandomizationConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     task: str = MISSING
     env: Any = None  # settings of the task's environment

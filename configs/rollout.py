@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from visuomotor.configs.schema import DataConfig, RolloutConfig
 from visuomotor.data.batches import is_goal
 from visuomotor.data.errors import ConfigError
 from visuomotor.envs.registry import make_env
+from visuomotor.envs.sim.events import Event
 from visuomotor.policies.execution.ensemble import TemporalEnsemble
 from visuomotor.policies.execution.planner import ChunkPolicy
 from visuomotor.policies.execution.receding import RecedingHorizon
@@ -35,6 +37,7 @@ class RolloutEvaluator:
         spec: what the policy observes and commands.
         execution: how chunks are executed; None: as ``config`` says.
         data: the demonstrations that the policy was trained on, for goals and texts.
+        events: what happens in the worlds besides.
 
     Attributes:
         executed: of the last :meth:`test`: steps executed of each chunk, and how far commands jumped between chunks.
@@ -46,12 +49,13 @@ class RolloutEvaluator:
 
     def __init__(
         self, task: str, env: Any, config: RolloutConfig, spec: PolicySpec, *, data: DataConfig,
-        execution: Execution | None = None,
+        execution: Execution | None = None, events: Sequence[Event] = (),
     ) -> None:  # fmt: skip
         self._config, self._execution = config, execution or Execution(config=config.execute)
         self.executed: dict[str, Any] = {}
         self._task = task
-        self._worlds = make_env(env, min(config.num_envs, max(config.episodes, config.selection_episodes)))
+        n = min(config.num_envs, max(config.episodes, config.selection_episodes))
+        self._worlds = make_env(env, n, events)
         self._env = self._worlds  # with goals and texts, if the policy reads some that the task does not give
         try:
             self.check_source(spec)

@@ -24,6 +24,7 @@ from visuomotor.policies.execution.config import ExecuteConfig, SteerConfig
 from visuomotor.policies.learn.imitation import TrainingConfig
 from visuomotor.policies.learn.optim import EMAConfig, OptimConfig
 from visuomotor.policies.policy import LossConfig
+from visuomotor.sim2real.randomization.config import RandomizationConfig
 
 __all__ = ["ActionSettings", "DataConfig", "EvalConfig", "RolloutConfig", "TrainConfig", "check_device", "register"]
 
@@ -178,6 +179,7 @@ class EvalConfig:
         data: open-loop error on the held-out episodes of this store.
         against: another checkpoint or run: both run the same seeds, and the paired difference is reported.
         env: settings of the task's environment that differ from their defaults.
+        randomization: what differs from world to world; given as ``randomization=<name or file>``.
         weights: ``ema`` (the moving average) or ``raw``.
         solver, sample_steps: another solver or number of denoising steps than in training; None keeps them.
         execute: how the chunks of the policy become actions.
@@ -199,6 +201,7 @@ class EvalConfig:
     data: str | None = None
     against: str | None = None
     env: dict[str, Any] = field(default_factory=dict)
+    randomization: RandomizationConfig = field(default_factory=RandomizationConfig)
     episodes: int = 100
     num_envs: int = 100
     videos: int = 2
@@ -228,6 +231,8 @@ class EvalConfig:
             raise ConfigError(f"unknown weights {self.weights!r}. {nearest(self.weights, ('ema', 'raw'))}")
         if self.task is not None and self.data is not None:
             raise ConfigError("give task= (roll out) or data= (open-loop error), not both")
+        if self.randomization.terms and self.data is not None:
+            raise ConfigError("randomization= is of worlds; it does not go with data=")
         if self.against is not None and self.data is not None:
             raise ConfigError("against= compares two policies in a task; it does not go with data=")
         lowest = {"episodes": 1, "num_envs": 1, "videos": 0, "candidates": 1, "search_parts": 1, "search_episodes": 1}

@@ -14,8 +14,8 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from visuomotor.envs.registry import make_env
 from visuomotor.envs.retarget import RetargetExpert, load_demonstrations
 from visuomotor.envs.sim.cameras import CameraConfig
 from visuomotor.envs.sim.env import SimVecEnv
+from visuomotor.envs.sim.events import Event
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.render import make_cameras
 from visuomotor.envs.sim.selection import Selection
@@ -60,6 +61,8 @@ class DemoPlan:
         hold: steps that are recorded after the goal is reached; it must still hold then.
         source: store of demonstrations to re-target; None: the task's scripted expert.
         states: also record the state of the simulator, from which episodes can begin later.
+        events: what happens in the worlds besides.
+        randomization: the settings that ``events`` were made from, as plain values: a store says them.
 
     Raises:
         ConfigError: settings of a task that is not simulated here.
@@ -72,6 +75,8 @@ class DemoPlan:
     hold: int = 10
     source: Path | None = None
     states: bool = False
+    events: tuple[Event, ...] = ()
+    randomization: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.env, SimConfig):
@@ -116,7 +121,7 @@ class Demonstrator:
         config.end_on_success = False  # this class ends episodes itself, some steps later
         config.engine.threads = threads or config.engine.threads
         size = block_size(plan)
-        env = make_env(config, size)
+        env = make_env(config, size, plan.events)
         assert isinstance(env, SimVecEnv)
         self.env, self._plan = env, plan
         self._limit = env.max_episode_steps  # for reaching the goal; holding it comes after

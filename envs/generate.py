@@ -153,6 +153,7 @@ def _origin(plan: DemoPlan, demonstrator: Demonstrator, task: str, text: str, se
     settings |= {"diversity": plan.diversity, "noise": plan.noise, "slips": plan.slips, "hold": plan.hold}
     settings |= {"from": None if plan.source is None else digest(plan.source)}
     settings |= {"states": True} if plan.states else {}  # stores from before this setting do not name it
+    settings |= _flat({"randomization": plan.randomization})
     if settings.get("env.model") is not None:  # a file that may be edited: a path does not say what is in it
         settings["content of env.model"] = _scene_digest(demonstrator.env.sim.model)
     for name in ("env.engine.threads", "env.end_on_success", "env.seed"):  # no number depends on them

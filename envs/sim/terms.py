@@ -18,32 +18,17 @@ from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.sim.events import Event
-from visuomotor.envs.sim.quantities import QUANTITIES
+from visuomotor.envs.sim.naming import labels, listed, matching, spec_bodies
+from visuomotor.envs.sim.quantities import QUANTITIES, Quantity
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection, constant
 from visuomotor.envs.sim.spread import Source, Spread
-from visuomotor.envs.sim.world import World, names_of
+from visuomotor.envs.sim.world import World
 
-__all__ = ["JointOffset", "ModelTerm", "Push", "matching"]
+__all__ = ["JointOffset", "ModelTerm", "Push"]
 
-
-def matching(world: World, kind: str, patterns: Sequence[str]) -> list[str]:
-    """Names of a kind that match shell patterns (``robot/link*``), in the model's order.
-
-    Raises:
-        ConfigError: a pattern that matches nothing; the nearest names are given.
-    """
-    names = [n for n in names_of(world.sim.model, kind) if n]
-    for p in patterns:
-        if not any(fnmatchcase(n, p) for n in names):
-            raise ConfigError(f"the model has no {kind} {p!r}. {nearest(p, names)}")
-    return [n for n in names if any(fnmatchcase(n, p) for p in patterns)]
-
-
-def _listed(names: Sequence[str], who: str) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise ConfigError(f"{who}: names={names!r}; expected a list of names or patterns: [{names!r}]")
-    return tuple(names)
+_DELAYS = {"actuator_delay": "actuators", "sensor_delay": "sensors"}
+_SHAPELESS = {t.value for t in (mujoco.mjtGeom.mjGEOM_MESH, mujoco.mjtGeom.mjGEOM_HFIELD, mujoco.mjtGeom.mjGEOM_SDF)}
 
 
 class ModelTerm(Event):
@@ -51,106 +36,122 @@ class ModelTerm(Event):
 
     Args:
         quantity: one of :data:`~visuomotor.envs.sim.quantities.QUANTITIES`.
-        names: shell patterns of bodies, geoms, joints or actuators; not for ``gravity``.
+        names: patterns of what has the quantity (see :func:`~visuomotor.envs.sim.naming.matching`); none for
+            ``gravity``.
         spread: how.
         shared: one number for all the things of a world, instead of one each.
-        when: ``startup`` or ``reset``.
+        optional: names may match nothing.
+        when: ``startup``, ``reset`` or ``interval``.
 
     Attributes:
         source: where its numbers come from: its spread, unless a curriculum puts something else here before it is
             bound. What it draws must lie within the spread.
 
     Raises:
-        ConfigError: an unknown quantity, or a spread that gives values which are negative or 0 where they must not be.
+        ConfigError: an unknown quantity, or a spread that gives values which the quantity cannot have.
     """
 
     def __init__(
-        self, quantity: str, names: Sequence[str], spread: Spread, *, shared: bool = False, when: str = "reset"
-    ) -> None:
+        self, quantity: str, names: Sequence[str], spread: Spread, *, shared: bool = False, optional: bool = False,
+        when: str = "reset",
+    ) -> None:  # fmt: skip
         if quantity not in QUANTITIES:
             raise ConfigError(f"unknown quantity {quantity!r}. {nearest(quantity, QUANTITIES)}")
-        self.quantity, self.names = quantity, _listed(names, quantity)
-        self.spread, self.shared, self.when = spread, shared, when
+        self.quantity, self.names = quantity, listed(names, quantity)
+        self.spread, self.shared, self.optional, self.when = spread, shared, optional, when
         self.source: Source = spread
         self._q = QUANTITIES[quantity]
+        if spread.operation not in self._q.operations:
+            raise ConfigError(f"{quantity}: operation {spread.operation!r}; expected {' or '.join(self._q.operations)}")
         self.changes_constants = self._q.constants
-        self._things = 0
+        self._shape: tuple[int, ...] = ()  # of the numbers of one world
         self._writes: list[Callable[[Selection, Tensor], None]] = []
 
     def prepare(self, scene: mujoco.MjSpec) -> None:
-        """Make room in the scene for what will vary: buffers of delayed actuators, bodies whose centre moves."""
+        """Make room in the scene for what will vary: buffers of delays, bodies whose centre moves."""
         if self.quantity == "center_of_mass":
-            for body in scene.bodies:  # a simple body's inertia is stored in a form that needs its centre at its origin
-                if any(fnmatchcase(body.name, p) for p in self.names):
-                    body.simple = False
-        if self.quantity == "actuator_delay":
-            for a in scene.actuators:
-                if any(fnmatchcase(a.name, p) for p in self.names):
-                    longest = float(self.spread.act(torch.tensor(float(a.delay)), torch.tensor(self.spread.largest)))
-                    a.nsample = max(int(a.nsample), math.ceil(longest / scene.option.timestep) + 2)
+            for body in spec_bodies(scene, self.names):
+                body.simple = False  # else its inertia is stored in a form that needs its centre at its origin
+        for thing in getattr(scene, _DELAYS[self.quantity]) if self.quantity in _DELAYS else ():
+            if any(fnmatchcase(thing.name, p) for p in self.names):
+                ends = torch.tensor([self.spread.smallest, self.spread.largest])
+                longest = float(self.spread.act(torch.tensor(float(thing.delay)), ends).max())
+                thing.nsample = max(int(thing.nsample), math.ceil(longest / scene.option.timestep) + 2)
 
     def bind(self, world: World) -> None:
-        index = self._index(world)
-        self._things = 1 if index is None else index.shape[0]
-        nominal = _part(world.sim.nominal(self._q.main[0])[None], self._q.main[1])[0]
-        nominal = nominal if index is None else nominal[index]
+        q, sim = self._q, world.sim
+        index = _index(world, self.quantity, q, self.names, optional=self.optional)
+        self._writes = []
+        if index is not None and not len(index):
+            return
+        nominal = _of(sim.nominal(q.main[0])[None], q.main[1], index)[0]
+        components = nominal.shape[-1:] if isinstance(q.main[1], slice) else ()
+        things = () if index is None else (1 if self.shared else len(index),)
+        self._shape = (*things, *(components if q.vector else (1,) * len(components)))
         self._refuse(nominal)
-        field, part = self._q.main
-        live = _part(world.sim.model_field(field), part)
-        self._writes = [_writer(live, index, lambda number: self.spread.act(nominal, number))]
-        for field, part in self._q.follow:
-            other = _part(world.sim.nominal(field)[None], part)[0]
-            other = other if index is None else other[index]
-            live = _part(world.sim.model_field(field), part)
-            self._writes.append(_writer(live, index, _scaled(other, nominal, self.spread)))
+
+        def value(number: Tensor) -> Tensor:
+            new = self.spread.act(nominal, number)
+            new = new if q.stored is None else q.stored(new)
+            return new if q.clamp is None else new.clamp(*q.clamp)
+
+        self._writes.append(_writer(sim.model_field(q.main[0]), q.main[1], index, value))
+        for field, part in q.follow:
+            other = _of(sim.nominal(field)[None], part, index)[0]
+            self._writes.append(_writer(sim.model_field(field), part, index, _scaled(other, nominal, self.spread)))
 
     def apply(self, worlds: Selection, draws: Draws) -> None:
-        shape = self._shape()
-        number = self.source.draw(draws, shape, worlds)
+        if not self._writes:
+            return
+        number = self.source.draw(draws, self._shape, worlds)
         for write in self._writes:
             write(worlds, number)
 
-    def _shape(self) -> tuple[int, ...]:
-        """Of the numbers of one world, such that they broadcast against ``[things, components]``."""
-        vector = isinstance(self._q.main[1], slice)
-        things = 1 if self.shared else self._things
-        if not vector:
-            return (things,)
-        return (3,) if self._q.kind == "option" else (things, 3)
-
-    def _index(self, world: World) -> Tensor | None:
-        kind, device = self._q.kind, world.sim.device
-        if kind == "option":
-            if self.names:
-                raise ConfigError(f"{self.quantity} belongs to the whole world; expected no names, not {self.names}")
-            return None
-        if not self.names:
-            raise ConfigError(f"{self.quantity}: no names; expected names or patterns of a {kind}")
-        m, all_names = world.sim.model, names_of(world.sim.model, kind)
-        ids = [all_names.index(n) for n in matching(world, kind, self.names)]
-        if self.quantity == "force_limit" and (free := [all_names[i] for i in ids if not m.actuator_forcelimited[i]]):
-            raise ConfigError(f"force_limit: {', '.join(free)} have none; expected actuators with a force limit")
-        if kind == "joint":
-            moving = (mujoco.mjtJoint.mjJNT_HINGE.value, mujoco.mjtJoint.mjJNT_SLIDE.value)
-            for i in ids:
-                if m.jnt_type[i] not in moving:
-                    raise ConfigError(
-                        f"{self.quantity}: joint {all_names[i]!r} is free or a ball; expected a hinge or slide"
-                    )
-            ids = [int(m.jnt_dofadr[i]) for i in ids]
-        return torch.tensor(ids, device=device)
-
     def _refuse(self, nominal: Tensor) -> None:
-        least = float(self.spread.act(nominal, torch.full_like(nominal, self.spread.smallest)).min())
-        if (self._q.positive and least <= 0) or (self._q.never_negative and least < 0):
+        """Values out of bounds; where a product is taken with 0, nothing changes."""
+        q, s = self._q, self.spread
+        nominal = nominal[nominal != 0] if s.operation == "*" else nominal.flatten()
+        if not len(nominal):
+            return
+        ends = torch.stack([s.act(nominal, torch.full_like(nominal, x)) for x in (s.smallest, s.largest)])
+        low, high = float(ends.min()), float(ends.max())
+        low_is_wrong = low <= q.above or low < q.least
+        if low_is_wrong or high >= q.below:
+            least = f"more than {q.above:g}" if math.isfinite(q.above) else f"{q.least:g} or more"
+            limits = [least] + ([f"less than {q.below:g}"] if math.isfinite(q.below) else [])
             raise ConfigError(
-                f"{self.quantity} of {', '.join(self.names)} would reach {least:g} {self._q.unit}; expected "
-                f"{'more than 0' if self._q.positive else '0 or more'}"
+                f"{self.quantity} of {', '.join(self.names)} would reach {low if low_is_wrong else high:g}"
+                f"{' ' + q.unit if q.unit else ''}; expected {' and '.join(limits)}"
             )
 
 
-def _part(field: Tensor, part: slice | int | None) -> Tensor:
-    return field if part is None else field[..., part]
+def _index(world: World, quantity: str, q: Quantity, names: Sequence[str], *, optional: bool) -> Tensor | None:
+    """Rows of the fields of the named things; None where the world itself has the quantity."""
+    if q.kind == "option":
+        if names:
+            raise ConfigError(f"{quantity} belongs to the whole world; expected no names, not {tuple(names)}")
+        return None
+    if not names:
+        raise ConfigError(f"{quantity}: no names; expected names or patterns of a {q.kind}")
+    m, known = world.sim.model, labels(world.sim.model, q.kind)
+    ids = matching(m, q.kind, names, optional=optional)
+    if q.flag is not None and (without := [known[i] for i in ids if not getattr(m, q.flag)[i]]):
+        raise ConfigError(f"{quantity}: {', '.join(without)} have none; expected {q.kind}s that have one")
+    if quantity == "geom_size" and (meshes := [known[i] for i in ids if int(m.geom_type[i]) in _SHAPELESS]):
+        raise ConfigError(f"geom_size: {', '.join(meshes)} are meshes, whose size cannot vary; expected primitives")
+    if q.kind == "joint":
+        moving = (mujoco.mjtJoint.mjJNT_HINGE.value, mujoco.mjtJoint.mjJNT_SLIDE.value)
+        for i in ids:
+            if m.jnt_type[i] not in moving:
+                raise ConfigError(f"{quantity}: joint {known[i]!r} is free or a ball; expected a hinge or slide")
+        ids = ids if q.per_joint else [int(m.jnt_dofadr[i]) for i in ids]
+    return torch.tensor(ids, dtype=torch.int64, device=world.sim.device)
+
+
+def _of(field: Tensor, part: slice | int | None, index: Tensor | None) -> Tensor:
+    """``[..., things, columns]`` of a field ``[worlds, things, columns]``."""
+    field = field if part is None else field[..., part]
+    return field if index is None else field[:, index]
 
 
 def _scaled(other: Tensor, nominal: Tensor, spread: Spread) -> Callable[[Tensor], Tensor]:
@@ -165,11 +166,12 @@ def _scaled(other: Tensor, nominal: Tensor, spread: Spread) -> Callable[[Tensor]
 
 
 def _writer(
-    live: Tensor, index: Tensor | None, value: Callable[[Tensor], Tensor]
+    field: Tensor, part: slice | int | None, index: Tensor | None, value: Callable[[Tensor], Tensor]
 ) -> Callable[[Selection, Tensor], None]:
+    live = field if part is None else field[..., part]
+
     def write(worlds: Selection, number: Tensor) -> None:
-        new = value(number.to(live.dtype))
-        worlds.put(live, new, index)
+        worlds.put(live, value(number.to(live.dtype)), index)
 
     return write
 
@@ -178,27 +180,31 @@ class JointOffset(Event):
     """Starts episodes with joints away from where the reset puts them, within their limits.
 
     Args:
-        names: shell patterns of hinge and slide joints.
+        names: patterns of hinge and slide joints.
         spread: with the operation ``+``: offset [rad or m], one a joint.
+        optional: names may match nothing.
     """
 
     changes_state = True
 
-    def __init__(self, names: Sequence[str], spread: Spread) -> None:
+    def __init__(self, names: Sequence[str], spread: Spread, *, optional: bool = False) -> None:
         if spread.operation != "+":
             raise ConfigError(f"JointOffset: operation {spread.operation!r}; expected '+'")
-        self.names, self.spread = _listed(names, "JointOffset"), spread
+        self.names, self.spread, self.optional = listed(names, "JointOffset"), spread, optional
         self.source: Source = spread
         if not self.names:
             raise ConfigError("JointOffset: no names; expected names or patterns of joints")
 
     def bind(self, world: World) -> None:
-        self._joints = world.joints(matching(world, "joint", self.names))
+        known = labels(world.sim.model, "joint")
+        ids = matching(world.sim.model, "joint", self.names, optional=self.optional)
+        self._joints = world.joints([known[i] for i in ids]) if ids else None
 
     def apply(self, worlds: Selection, draws: Draws) -> None:
         j = self._joints
-        offset = self.source.draw(draws, (len(j.names),), worlds)
-        j.set_pos(worlds, torch.clamp(worlds.take(j.pos()) + offset, j.low, j.high))
+        if j is not None:
+            offset = self.source.draw(draws, (len(j.names),), worlds)
+            j.set_pos(worlds, torch.clamp(worlds.take(j.pos()) + offset, j.low, j.high))
 
 
 class Push(Event):

@@ -52,9 +52,7 @@ class TermConfig:
         if self.when not in _TIMES:
             raise ConfigError(f"unknown time when={self.when!r}. {nearest(self.when, _TIMES)}")
         if (self.when == "interval") != bool(self.interval):
-            raise ConfigError(
-                f"when={self.when} with interval={self.interval}: expected both or neither of an interval"
-            )
+            raise ConfigError(f"when={self.when} with interval={self.interval}: an interval goes with when=interval")
         if self.interval and not (len(self.interval) == 2 and 0 < self.interval[0] <= self.interval[1] < math.inf):
             raise ConfigError(f"interval={self.interval} [s]: expected two positive numbers, the shorter first")
 

@@ -45,12 +45,18 @@ class JointOffsetConfig(TermConfig):
 
 
 def _model_term(quantity: str, config: TermConfig) -> Event:
-    return ModelTerm(quantity, config.names, config.spread(), shared=config.shared, when=config.when)
+    return ModelTerm(
+        quantity, config.names, config.spread(), shared=config.shared, optional=config.optional, when=config.when
+    )
+
+
+def _joint_offset(config: JointOffsetConfig) -> Event:
+    return JointOffset(config.names, config.spread(), optional=config.optional)
 
 
 _TERMS: dict[str, TermEntry] = {
     **{name: TermEntry(TermConfig, partial(_model_term, name)) for name in QUANTITIES},
-    "joint_offset": TermEntry(JointOffsetConfig, lambda config: JointOffset(config.names, config.spread())),
+    "joint_offset": TermEntry(JointOffsetConfig, _joint_offset),
 }
 
 

@@ -23,8 +23,10 @@ class PPOConfig:
     Attributes:
         num_envs: worlds, over all processes.
         decisions: of every world in an update.
+        reuse: earlier rollouts that each update learns from again, corrected for how far the policy has moved since
+            (GePPO); 0 for PPO proper.
         epochs: passes over the decisions of an update.
-        minibatches: parts of a pass, one optimiser step each.
+        minibatches: parts of a pass over one rollout, one optimiser step each.
         gamma: discount per control step.
         lam: of generalised advantage estimation, per decision.
         surrogate: ``clip`` (PPO), ``spo``, ``asymmetric`` (PPO where the advantage is positive, SPO elsewhere) or
@@ -59,6 +61,7 @@ class PPOConfig:
 
     num_envs: int = 64
     decisions: int = 32
+    reuse: int = 0
     epochs: int = 5
     minibatches: int = 4
     gamma: float = 0.99
@@ -113,6 +116,8 @@ class PPOConfig:
             raise ConfigError("ppo.surrogate=none has nothing that bounds an update: set ppo.trust_region, such as 0.2")
         if self.image_shift < 0:
             raise ConfigError(f"ppo.image_shift={self.image_shift}: expected 0 or more pixels")
+        if self.reuse < 0:
+            raise ConfigError(f"ppo.reuse={self.reuse}: expected 0 or more rollouts")
         if self.entropy < 0 or self.critic_warmup < 0:
             raise ConfigError(
                 f"ppo.entropy={self.entropy} and ppo.critic_warmup={self.critic_warmup}: expected 0 or more"

@@ -18,8 +18,9 @@ from visuomotor.policies.ppo.critic import Critic
 from visuomotor.policies.ppo.objective import approximate_kl, reduce_log_ratio, surrogate, value_loss
 from visuomotor.policies.ppo.processes import Processes
 from visuomotor.policies.ppo.regularisers import Regulariser
+from visuomotor.policies.ppo.reuse import Reuse
 from visuomotor.policies.ppo.rollout import Rollout
-from visuomotor.policies.ppo.samples import Samples, explained_variance, make_samples, normalized
+from visuomotor.policies.ppo.samples import Samples, explained_variance, normalized
 from visuomotor.policies.ppo.tally import Tally
 from visuomotor.policies.ppo.trust_region import TrustRegion, divergence
 
@@ -53,6 +54,7 @@ class Learner:
         self.critic_optimizer = _adam(critic, config.critic_lr)
         self.lr = config.lr  # of the policy; the adaptive schedule changes it
         params = self.actor_optimizer.param_groups[0]["params"]
+        self._reuse, self._parts = Reuse(config, likelihood.mask, self._evaluate), config.minibatches
         self._region = TrustRegion(config.trust_region, params, self._processes) if config.trust_region else None
         terms = likelihood.n_terms if config.level == "step" else 1
         order = torch.arange(terms, dtype=torch.float32, device=accelerator.device)
@@ -67,7 +69,11 @@ class Learner:
         Returns what is worth reporting. ``share_done`` (0..1) is how much of the run is over.
         """
         c = self._config
+        clip = self._clip * self._reuse.clip_share
         samples = self._samples(rollout)
+        times, worlds = rollout.value.shape
+        rollouts = len(samples.valid) // (times * worlds)
+        self._parts = c.minibatches * rollouts  # as large with earlier rollouts as without
         train_actor = key[-1] >= c.critic_warmup
         for regulariser in self._regularisers:
             regulariser.begin(key[-1], share_done)
@@ -76,13 +82,13 @@ class Learner:
         before = self._begin_region(samples) if train_actor else None
         tally, epochs_done, kl_sum, terms = Tally(), 0, 0.0, 0.0
         for epoch in range(c.epochs):
-            for i, index in enumerate(self._minibatches(rollout.value.shape, draws, *key, epoch)):
+            for i, index in enumerate(self._minibatches((times * rollouts, worlds), draws, *key, epoch)):
                 s = samples.rows(index)
                 count = self._processes.sum(s.valid.sum()).clamp_min(1.0)
                 self._critic_step(s, count, tally)
                 if train_actor:
                     old = None if before is None else tuple(x[index] for x in before)
-                    self._policy_step(s, count, old, draws, tally, first=epoch == 0 and i == 0)
+                    self._policy_step(s, clip, count, old, draws, tally, first=epoch == 0 and i == 0)
             epochs_done += 1
             sums = tally.sums(self._processes)
             if train_actor and self._after_epoch((sums["kl"] - kl_sum) / max(1.0, sums["terms"] - terms)):
@@ -99,7 +105,7 @@ class Learner:
                 out |= {f"{name}/{i}/{k}": v for k, v in optimizer.state[p].items()}
         for regulariser in self._regularisers:
             out |= {f"{regulariser.name}/{k}": v for k, v in regulariser.state().items()}
-        return out | ({} if self._region is None else self._region.state())
+        return out | self._reuse.state() | ({} if self._region is None else self._region.state())
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of :meth:`state`."""
@@ -113,11 +119,12 @@ class Learner:
         for regulariser in self._regularisers:
             prefix = f"{regulariser.name}/"
             regulariser.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        self._reuse.load_state(state, self._processes.device)
         if self._region is not None:
             self._region.load_state(state)
 
     def _samples(self, rollout: Rollout) -> Samples:
-        samples = make_samples(rollout, self._likelihood.mask, self._config.lam)
+        samples = self._reuse.samples(rollout)
         if self._config.normalize_advantage != "batch":
             return samples
         return replace(samples, advantage=normalized(samples.advantage, samples.valid, self._processes))
@@ -127,7 +134,7 @@ class Learner:
         draws.reseed(*key)
         (t, n), world = shape, draws.world_size
         order = torch.randperm(t * n * world, generator=draws.generator, device=draws.device)
-        for part in order.tensor_split(self._config.minibatches):  # numbered by time, then by world over all processes
+        for part in order.tensor_split(self._parts):  # numbered by time, then by world over all processes
             time, which = part // (n * world), part % (n * world)
             yield part if world == 1 else (time * n + which % n)[which // n == draws.rank]
 
@@ -140,8 +147,9 @@ class Learner:
         tally.add({"value_loss": loss.detach() * count, "valid": s.valid.sum()})
 
     def _policy_step(
-        self, s: Samples, count: Tensor, old: tuple[Tensor, ...] | None, draws: Draws, tally: Tally, *, first: bool
-    ) -> None:
+        self, s: Samples, clip: Tensor, count: Tensor, old: tuple[Tensor, ...] | None, draws: Draws, tally: Tally, *,
+        first: bool,
+    ) -> None:  # fmt: skip
         """One optimiser step of the policy. ``old`` are mean and standard deviation of before the update."""
         c = self._config
         found = self._evaluate(s)
@@ -153,14 +161,15 @@ class Learner:
         log_ratio = torch.where(finite, log_ratio, 0.0)
         local = c.normalize_advantage == "minibatch"
         advantage = normalized(s.advantage, s.valid, self._processes) if local else s.advantage
-        terms = surrogate(log_ratio, advantage[:, None] * self._weight, self._clip, kind=c.surrogate)
+        terms = surrogate(log_ratio, advantage[:, None] * self._weight, clip, kind=c.surrogate, start=s.start)
         loss = (terms.loss * weight).mean(1).sum() / count + self._further(s, found, count, draws, tally)
         if self._region is not None and old is not None:
             loss = loss + self._region.penalty(divergence(found, *_pair(old), s.mask), s.valid, count)
         loss.backward()
         tally.mean("policy_grad_norm", self._apply(self.actor_optimizer, c.grad_clip))
         with torch.no_grad():
-            kl, ratio_error = approximate_kl(log_ratio), (terms.ratio - 1.0).abs()
+            change = log_ratio - s.start
+            kl, ratio_error = approximate_kl(change), change.expm1().abs()
             tally.add({
                 "policy_loss": loss.detach() * count, "kl": (kl * weight).sum(), "terms": weight.sum(),
                 "clipped": (terms.clipped * weight).sum(), "lost_ratios": (~finite).sum(),
@@ -210,7 +219,7 @@ class Learner:
 
     def _in_order(self, samples: Samples) -> Sequence[Tensor]:
         """Rows of all decisions in parts as large as a minibatch."""
-        return torch.arange(len(samples.valid), device=samples.valid.device).tensor_split(self._config.minibatches)
+        return torch.arange(len(samples.valid), device=samples.valid.device).tensor_split(self._parts)
 
     def _fix_up(self, samples: Samples, before: tuple[Tensor, ...]) -> dict[str, float]:
         """Steps on the divergence alone until every decision is within the bound; how many it took."""

@@ -38,17 +38,23 @@ def reduce_log_ratio(log_ratio: Tensor, mask: Tensor, action_dim: int, *, reduce
     return total / count.clamp_min(1) if reduce == "mean" else total
 
 
-def surrogate(log_ratio: Tensor, advantage: Tensor, clip: Tensor, *, kind: str = "clip") -> Surrogate:
+def surrogate(
+    log_ratio: Tensor, advantage: Tensor, clip: Tensor, *, kind: str = "clip", start: Tensor | float = 0.0
+) -> Surrogate:
     """What ``log_ratio [B, M']`` and ``advantage [B, M']`` cost, with the clip ranges ``[M']``.
+
+    The range is about the ratio that the update begins with, whose logarithm is ``start [B, M']``: 0, and the ratio 1,
+    unless the decision is one of an earlier policy.
 
     ``clip``: PPO's pessimistic clipping (Schulman et al. 2017). ``spo``: ``A r - |A| (r - 1)^2 / (2 clip)``, whose
     gradient pulls back what is outside (Xie et al., arXiv:2401.16025). ``asymmetric``: PPO's where the advantage is
     positive, the quadratic one where it is negative (FPO++, arXiv:2602.02481). ``none``: the plain ratio.
     """
     ratio = log_ratio.clamp(max=_LARGEST_LOG_RATIO).exp()
-    outside = torch.where(advantage >= 0.0, ratio > 1.0 + clip, ratio < 1.0 - clip)
-    pessimistic = -torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage)
-    quadratic = -(ratio * advantage - advantage.abs() * (ratio - 1.0).square() / (2.0 * clip))
+    middle = torch.as_tensor(start, device=ratio.device).clamp(max=_LARGEST_LOG_RATIO).exp()
+    outside = torch.where(advantage >= 0.0, ratio > middle + clip, ratio < middle - clip)
+    pessimistic = -torch.minimum(ratio * advantage, ratio.clamp(middle - clip, middle + clip) * advantage)
+    quadratic = -(ratio * advantage - advantage.abs() * (ratio - middle).square() / (2.0 * clip))
     loss = {
         "clip": pessimistic,
         "spo": quadratic,

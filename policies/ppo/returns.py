@@ -20,7 +20,7 @@ def chunk_reward(reward: Tensor, gamma: float) -> Tensor:
 
 def generalized_advantage(
     reward: Tensor, discount: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, truncated: Tensor,
-    lam: float,
+    lam: float, trace: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Generalised advantage estimates ``[T, N]`` (Schulman et al. 2016).
 
@@ -36,13 +36,16 @@ def generalized_advantage(
         next_value: value of the observation that the decision led to, **before** any reset, ``[T, N]``.
         terminated, truncated: bool ``[T, N]``.
         lam: weight of longer estimates, 0..1, per decision.
+        trace: how far each decision is one of the policy of now, 0..1, ``[T, N]``: an estimate goes beyond it with this
+            weight besides (V-trace); None for decisions of the policy itself.
     """
     delta = reward + discount * next_value.masked_fill(terminated, 0.0) - value
     carry, over = discount * lam, terminated | truncated
     advantage = torch.empty_like(delta)
     running = torch.zeros_like(delta[0])
     for t in range(len(delta) - 1, -1, -1):
-        following = running.masked_fill(over[t], 0.0)  # not a factor of 0, which keeps what is not a number
+        following = running if trace is None or t + 1 == len(delta) else running * trace[t + 1]
+        following = following.masked_fill(over[t], 0.0)  # not a factor of 0, which keeps what is not a number
         running = torch.addcmul(delta[t], carry[t], following)
         advantage[t] = running
     return advantage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from visuomotor.policies.ppo.processes import Processes
 from visuomotor.policies.ppo.returns import generalized_advantage
 from visuomotor.policies.ppo.rollout import Rollout
 
-__all__ = ["Samples", "explained_variance", "make_samples", "normalized"]
+__all__ = ["Samples", "explained_variance", "joined", "make_samples", "normalized"]
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,44 @@ class Samples:
     target: Tensor  # [S]
     value: Tensor  # [S]
     valid: Tensor  # [S] float, 0 where something was not finite
+    start: Tensor  # [S, M'] log-ratio that the update begins with; 0 unless the rollout is an earlier one
 
     def rows(self, index: Tensor) -> Samples:
         """The decisions ``index [n]``."""
         return Samples(
             {k: v[index] for k, v in self.obs.items()}, self.record.rows(index), self.mask[index],
-            self.advantage[index], self.target[index], self.value[index], self.valid[index],
+            self.advantage[index], self.target[index], self.value[index], self.valid[index], self.start[index],
         )  # fmt: skip
 
 
-def make_samples(r: Rollout, mask: Callable[[Tensor, Record], Tensor], lam: float) -> Samples:
-    """Samples of ``r`` with plain advantages. ``mask`` is that of the likelihood.
+def joined(parts: Sequence[Samples]) -> Samples:
+    """Several rollouts' samples one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    records = [p.record for p in parts]
+    aux = {k: torch.cat([r.aux[k] for r in records]) for k in records[0].aux}
+    width = max(p.start.shape[1] for p in parts)
+    return Samples(
+        {k: torch.cat([p.obs[k] for p in parts]) for k in parts[0].obs},
+        Record(torch.cat([r.chunk for r in records]), aux),
+        torch.cat([p.mask for p in parts]), torch.cat([p.advantage for p in parts]),
+        torch.cat([p.target for p in parts]), torch.cat([p.value for p in parts]),
+        torch.cat([p.valid for p in parts]), torch.cat([p.start.expand(-1, width) for p in parts]),
+    )  # fmt: skip
+
+
+def make_samples(
+    r: Rollout, mask: Callable[[Tensor, Record], Tensor], lam: float, trace: Tensor | None = None
+) -> Samples:
+    """Samples of ``r`` with plain advantages. ``mask`` is that of the likelihood; ``trace [T, N]``: see
+    :func:`~visuomotor.policies.ppo.returns.generalized_advantage`.
 
     What is not finite counts for nothing, but 0 times NaN is NaN in the gradient of every weight: so it is set to 0
     besides being marked.
     """
-    advantage = generalized_advantage(r.reward, r.discount, r.value, r.next_value, r.terminated, r.truncated, lam)
+    advantage = generalized_advantage(
+        r.reward, r.discount, r.value, r.next_value, r.terminated, r.truncated, lam, trace
+    )
     valid = (r.valid & torch.isfinite(advantage) & torch.isfinite(r.value)).flatten()
     obs = {k: v.flatten(0, 1) for k, v in r.obs.items()}
     drawn = {"chunk": r.record.chunk.flatten(0, 1), **{k: v.flatten(0, 1) for k, v in r.record.aux.items()}}
@@ -53,7 +75,8 @@ def make_samples(r: Rollout, mask: Callable[[Tensor, Record], Tensor], lam: floa
     value, advantage = _finite(r.value.flatten()), _finite(advantage.flatten())
     record = Record(drawn.pop("chunk"), drawn)
     executed = mask(r.executed.flatten(0, 1), record)
-    return Samples(obs, record, executed, advantage, advantage + value, value, valid.float())
+    start = value.new_zeros(len(value), 1)
+    return Samples(obs, record, executed, advantage, advantage + value, value, valid.float(), start)
 
 
 def normalized(advantage: Tensor, valid: Tensor, processes: Processes) -> Tensor:

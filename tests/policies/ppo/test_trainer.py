@@ -28,7 +28,9 @@ def run(trainer: PPOTrainer, updates: int) -> list[UpdateEvent]:
     return events
 
 
-@pytest.mark.parametrize("settings", [{}, {"schedule": "adaptive", "trust_region": 0.05}], ids=["plain", "adaptive"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"schedule": "adaptive", "trust_region": 0.05}, {"reuse": 2}], ids=["plain", "adaptive", "reuse"]
+)
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(make_trainer, settings) -> None:
     def fresh() -> PPOTrainer:
         return make_trainer(make_env(get_task("cartpole").config_class(), 6), **settings)

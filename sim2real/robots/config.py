@@ -182,6 +182,8 @@ class CameraStream:
         max_age_s: without a frame for so long, the stream counts as lost.
         frozen_s: the same picture, bit for bit, for so long counts as lost too; null: never.
         latency_s: from exposure to the stamp in the header.
+        crop: left, top, width and height [px] of the part that the policy is shown; empty: the largest centred part
+            that has the proportions of the policy's pictures.
     """
 
     topic: str = ""
@@ -190,10 +192,13 @@ class CameraStream:
     max_age_s: float = 0.5
     frozen_s: float | None = 1.0
     latency_s: float = 0.0
+    crop: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _topic("cameras.<key>.topic", self.topic)
         _stream(f"camera {self.topic}", self.rate_hz, self.max_age_s, self.latency_s)
+        if self.crop and (len(self.crop) != 4 or min(self.crop[:2]) < 0 or min(self.crop[2:]) < 1):
+            raise ConfigError(f"camera {self.topic}: crop={self.crop}: expected left, top, width, height [px]")
         if self.frozen_s is not None:
             _positive(f"camera {self.topic}: frozen_s", self.frozen_s)
 

@@ -7,16 +7,43 @@ alive is judged by those times: the middleware notices a dead peer after twenty 
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from visuomotor.data.errors import ConfigError
 from visuomotor.sim2real.messages import Message
 
-__all__ = ["COMMAND", "LATCHED", "SENSOR", "Endpoint", "Publisher", "Qos", "Subscription", "TopicInfo", "Transport"]
+__all__ = [
+    "COMMAND",
+    "LATCHED",
+    "SENSOR",
+    "Endpoint",
+    "Publisher",
+    "Qos",
+    "Subscription",
+    "TopicInfo",
+    "Transport",
+    "check_topic",
+]
 
 M = TypeVar("M", bound=Message)
+_TOPIC = re.compile(r"(/[A-Za-z_]\w*)+", re.ASCII)
+
+
+def check_topic(topic: str) -> str:
+    """The topic as it came.
+
+    Raises:
+        ConfigError: it is no full name of ROS.
+    """
+    if not _TOPIC.fullmatch(topic):
+        raise ConfigError(
+            f"{topic!r} is no topic; expected a full name of letters, digits and _, such as /joint_states"
+        )
+    return topic
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ or at *intervals* of random length while an episode runs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import mujoco
@@ -19,12 +19,14 @@ from torch import Tensor
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
+from visuomotor.envs.sim.written import Written, chain
 
 if TYPE_CHECKING:
     from visuomotor.envs.sim.world import World
 
-__all__ = ["WHEN", "Event", "EventSchedule"]
+__all__ = ["WHEN", "Event", "EventSchedule", "Gather"]
 
+Gather = Callable[[Tensor], Tensor]
 WHEN = ("startup", "reset", "beginning", "interval")
 
 
@@ -61,8 +63,20 @@ class Event(ABC):
     def apply(self, worlds: Selection, draws: Draws) -> None:
         """Act on the worlds, with random numbers from ``draws`` alone. Model fields are set from nominal values."""
 
+    def written(self) -> Sequence[Written]:
+        """Model fields that it sets from nominal values, once it is bound."""
+        return ()
+
     def watch(self, success: Tensor, ended: Tensor) -> None:  # noqa: B027
         """After each control step, if it ``watches``: where the goal holds, where an episode ended; bool ``[N]``."""
+
+    def adapt(self, env_steps: int, gather: Gather) -> None:  # noqa: B027
+        """Between two updates of a policy that learns in these worlds: change what later episodes are like.
+
+        Args:
+            env_steps: control steps done so far, of the worlds of all processes.
+            gather: rows ``[n, ...]`` of all processes one after another; all call it alike, with the same ``n``.
+        """
 
     def buffers(self) -> dict[str, Tensor]:
         """Live tensors that a snapshot has to hold."""
@@ -82,7 +96,8 @@ class EventSchedule:
         dt: duration of a control step [s].
 
     Raises:
-        ConfigError: an event with an unknown time, an empty interval, or unknown names.
+        ConfigError: an event with an unknown time, an empty interval, or unknown names; two that set the same model
+            fields at different times.
     """
 
     def __init__(self, events: Sequence[Event], world: World, dt: float) -> None:
@@ -95,6 +110,7 @@ class EventSchedule:
                     f"{type(e).__name__}: interval {e.interval} [s]; expected two positive numbers, the shorter first"
                 )
             e.bind(world)
+        chain(events, world.sim)
         self._events, self._watching = list(events), [e for e in events if e.watches]
         self._at: dict[str, list[Event]] = {w: [e for e in events if e.when == w] for w in WHEN}
         n, device = world.sim.num_envs, world.sim.device
@@ -121,6 +137,11 @@ class EventSchedule:
         """After each control step."""
         for e in self._watching:
             e.watch(success, ended)
+
+    def adapt(self, env_steps: int, gather: Gather) -> None:
+        """Between two updates of a policy."""
+        for e in self._events:
+            e.adapt(env_steps, gather)
 
     def interval(self, elapsed: Tensor, active: Tensor | None = None) -> None:
         """Before a control step of the ``active [N]`` worlds: whatever is due after ``elapsed [N]`` steps."""

@@ -9,7 +9,7 @@ a mass scales its inertia, a gain its feedback term.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import mujoco
@@ -24,6 +24,7 @@ from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection, constant
 from visuomotor.envs.sim.spread import Source, Spread
 from visuomotor.envs.sim.world import World
+from visuomotor.envs.sim.written import Written
 
 __all__ = ["JointOffset", "ModelTerm", "Push"]
 
@@ -65,7 +66,8 @@ class ModelTerm(Event):
             raise ConfigError(f"{quantity}: operation {spread.operation!r}; expected {' or '.join(self._q.operations)}")
         self.changes_constants = self._q.constants
         self._shape: tuple[int, ...] = ()  # of the numbers of one world
-        self._writes: list[Callable[[Selection, Tensor], None]] = []
+        self._main: Written | None = None
+        self._follow: list[Written] = []
 
     def prepare(self, scene: mujoco.MjSpec) -> None:
         """Make room in the scene for what will vary: buffers of delays, bodies whose centre moves."""
@@ -81,31 +83,32 @@ class ModelTerm(Event):
     def bind(self, world: World) -> None:
         q, sim = self._q, world.sim
         index = _index(world, self.quantity, q, self.names, optional=self.optional)
-        self._writes = []
+        self._main, self._follow = None, []
         if index is not None and not len(index):
             return
-        nominal = _of(sim.nominal(q.main[0])[None], q.main[1], index)[0]
+        self._main = Written(sim, *q.main, index)
+        self._follow = [Written(sim, *part, index) for part in q.follow]
+        nominal = self._main.nominal
         components = nominal.shape[-1:] if isinstance(q.main[1], slice) else ()
         things = () if index is None else (1 if self.shared else len(index),)
         self._shape = (*things, *(components if q.vector else (1,) * len(components)))
         self._refuse(nominal)
 
-        def value(number: Tensor) -> Tensor:
-            new = self.spread.act(nominal, number)
-            new = new if q.stored is None else q.stored(new)
-            return new if q.clamp is None else new.clamp(*q.clamp)
-
-        self._writes.append(_writer(sim.model_field(q.main[0]), q.main[1], index, value))
-        for field, part in q.follow:
-            other = _of(sim.nominal(field)[None], part, index)[0]
-            self._writes.append(_writer(sim.model_field(field), part, index, _scaled(other, nominal, self.spread)))
+    def written(self) -> list[Written]:
+        return [] if self._main is None else [self._main, *self._follow]
 
     def apply(self, worlds: Selection, draws: Draws) -> None:
-        if not self._writes:
+        main, q = self._main, self._q
+        if main is None:
             return
-        number = self.source.draw(draws, self._shape, worlds)
-        for write in self._writes:
-            write(worlds, number)
+        base = main.base(worlds)
+        new = self.spread.act(base, self.source.draw(draws, self._shape, worlds).to(base.dtype))
+        for other in self._follow:
+            factor = torch.where(base != 0, new / torch.where(base != 0, base, 1.0), 1.0)  # where that is 0, it stays
+            wider = isinstance(other.part, slice) and not isinstance(main.part, slice)
+            other.put(worlds, other.base(worlds) * (factor[..., None] if wider else factor))
+        new = new if q.stored is None else q.stored(new)
+        main.put(worlds, new if q.clamp is None else new.clamp(*q.clamp))
 
     def _refuse(self, nominal: Tensor) -> None:
         """Values out of bounds; where a product is taken with 0, nothing changes."""
@@ -146,34 +149,6 @@ def _index(world: World, quantity: str, q: Quantity, names: Sequence[str], *, op
                 raise ConfigError(f"{quantity}: joint {known[i]!r} is free or a ball; expected a hinge or slide")
         ids = ids if q.per_joint else [int(m.jnt_dofadr[i]) for i in ids]
     return torch.tensor(ids, dtype=torch.int64, device=world.sim.device)
-
-
-def _of(field: Tensor, part: slice | int | None, index: Tensor | None) -> Tensor:
-    """``[..., things, columns]`` of a field ``[worlds, things, columns]``."""
-    field = field if part is None else field[..., part]
-    return field if index is None else field[:, index]
-
-
-def _scaled(other: Tensor, nominal: Tensor, spread: Spread) -> Callable[[Tensor], Tensor]:
-    """A field that follows the main one by the same factor; where the nominal value is 0 it stays."""
-
-    def value(number: Tensor) -> Tensor:
-        new = spread.act(nominal, number)
-        factor = torch.where(nominal != 0, new / torch.where(nominal != 0, nominal, 1.0), 1.0)
-        return other * (factor if factor.ndim > other.ndim else factor[..., None])
-
-    return value
-
-
-def _writer(
-    field: Tensor, part: slice | int | None, index: Tensor | None, value: Callable[[Tensor], Tensor]
-) -> Callable[[Selection, Tensor], None]:
-    live = field if part is None else field[..., part]
-
-    def write(worlds: Selection, number: Tensor) -> None:
-        worlds.put(live, value(number.to(live.dtype)), index)
-
-    return write
 
 
 class JointOffset(Event):

@@ -304,3 +304,27 @@ def test_a_delay_makes_room_for_its_longest_value_and_delays_motion() -> None:
         first[moving] = k
     np.testing.assert_allclose(first * 0.002, field(world, "actuator_delay")[:, 0], atol=1e-9)
     assert len(set(first)) == 3
+
+
+def test_terms_that_set_the_same_numbers_multiply_and_still_do_not_compound() -> None:
+    light, heavy = Spread(low=0.5, high=0.5), Spread(low=4.0, high=4.0)
+    terms = [ModelTerm("mass", ["cube"], light), ModelTerm("mass", ["cube", "arm/lower"], heavy)]
+    gains = [ModelTerm("position_gain", ["*"], light), ModelTerm("position_gain", ["elbow"], heavy)]
+    world = world_of(2)
+    schedule = EventSchedule([*terms, *gains], world, dt=0.05)
+    for _ in range(3):
+        everyone = Selection.all(2, world.sim.device)
+        schedule.reset(everyone, world.random.begin_episode(everyone))
+    m = world.sim.model
+    factor = np.array([1.0, 1.0, 4.0, 2.0])
+    np.testing.assert_allclose(field(world, "body_mass")[1], m.body_mass * factor)
+    np.testing.assert_allclose(field(world, "body_inertia")[1], m.body_inertia * factor[:, None])
+    np.testing.assert_allclose(field(world, "actuator_gainprm")[0, :, 0], [25.0, 60.0])
+    np.testing.assert_allclose(field(world, "actuator_biasprm")[0, :, 1], [-25.0, -60.0])
+
+
+def test_terms_that_set_the_same_numbers_at_different_times_are_refused() -> None:
+    terms = [ModelTerm("mass", ["cube"], Spread(), when="startup"), ModelTerm("mass", ["*u*"], Spread())]
+    with pytest.raises(ConfigError, match="two events set body_mass of the same things, at startup and at reset"):
+        EventSchedule(terms, world_of(1), dt=0.05)
+    EventSchedule([terms[0], ModelTerm("mass", ["arm/*"], Spread())], world_of(1), dt=0.05)

@@ -20,6 +20,7 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor eval checkpoint=<run> data=<zarr>        open-loop error on held-out episodes
   visuomotor bench pusht data=<zarr>                  every head under the same budget, as a table; resumable
   visuomotor export checkpoint=<run>                  the policy as ONNX and as a torch.export program
+  visuomotor serve checkpoint=<run>                   the policy for robots on other machines
   visuomotor data generate task=lift episodes=200     demonstrations by the task's scripted expert; resumable
   visuomotor data import <path> <zarr>                demonstrations of another format into a store; resumable
   visuomotor data export <zarr> <path> format=npz     a store in another format
@@ -30,6 +31,7 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor data report <zarr>                       one HTML page: pictures, distributions, coverage, findings
   visuomotor data view <zarr> checkpoint=<run>        episodes in the rerun viewer, with a policy's predictions
   visuomotor data video <zarr> camera=front           one camera of one episode as mp4
+  visuomotor sysid data=<zarr or bag> robot=panda     physics of the real arm from recordings, as a randomisation
   visuomotor play task=lift record=<zarr>             a window: act by keyboard or gamepad, record demonstrations
   visuomotor play checkpoint=<run>                    watch a policy, and take over from it
   visuomotor envs list                                external suites: installed or not, and how to install them
@@ -65,7 +67,9 @@ def _run(words: list[str]) -> int:
         "eval": _eval,
         "bench": _bench,
         "export": _export,
+        "serve": _serve,
         "data": _data,
+        "sysid": _sysid,
         "play": _play,
         "envs": _envs,
         "info": _info,
@@ -131,10 +135,28 @@ def _export(words: list[str]) -> int:
     return export(words)
 
 
+def _serve(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.help import settings_help
+        from visuomotor.configs.serve import ServeConfig
+
+        print(settings_help(ServeConfig), end="")
+        return 0
+    from visuomotor.configs.serve import main as serve
+
+    return serve(words)
+
+
 def _data(words: list[str]) -> int:
     from visuomotor.configs.data import main as data
 
     return data(words)
+
+
+def _sysid(words: list[str]) -> int:
+    from visuomotor.configs.sysid import main as sysid
+
+    return sysid(words)
 
 
 def _play(words: list[str]) -> int:

@@ -42,6 +42,7 @@ _LITERAL = (  # paths and sentences
     "data", "data.path", "data.cache.dir", "run_dir", "resume", "checkpoint", "against", "rank_by", "out", "goal",
     "eval.goal", "text", "eval.text", "record", "obs.image.pretrained.name", "obs.image.pretrained.weights",
     "obs.image.augment.textures", "store", "save", "path", "hold.data", "demo_start.store", "randomization",
+    "token", "token_file", "tls_cert", "tls_key", "tls_ca", "url", "bag",
 )  # fmt: skip
 
 

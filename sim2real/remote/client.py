@@ -46,6 +46,7 @@ __all__ = ["ClientConfig", "LinkCounts", "RemoteSource"]
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 _LARGEST_ANSWER = 16 << 20
 _KEPT = 1000
+_PAUSE_S = 0.02  # after a refusal, lest it is asked for without end
 
 
 @dataclass(kw_only=True, slots=True)
@@ -168,9 +169,11 @@ class RemoteSource:
             self.counts.late += 1
             return None
         chunk = self._answer[1]
-        if chunk is not None:
-            self.counts.answered += 1
-            self.counts.round_trip_s.append(time.monotonic() - begin)
+        if chunk is None:
+            time.sleep(max(0.0, min(_PAUSE_S, request.deadline_s - (time.monotonic() - begin))))
+            return None
+        self.counts.answered += 1
+        self.counts.round_trip_s.append(time.monotonic() - begin)
         return chunk
 
     def close(self) -> None:

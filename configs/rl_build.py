@@ -36,7 +36,7 @@ from visuomotor.policies.ppo.critic import Critic, running_normalizer
 from visuomotor.policies.ppo.regularisers import build_regularisers
 from visuomotor.policies.ppo.trainer import PPOTrainer
 from visuomotor.policies.spec import PolicySpec
-from visuomotor.sim2real.randomization.build import build_events
+from visuomotor.sim2real.randomization.build import training_events
 
 __all__ = [
     "Start",
@@ -94,7 +94,7 @@ def make_worlds(config: RLConfig | FinetuneConfig, accelerator: Accelerator) -> 
     n, processes = config.ppo.num_envs, accelerator.num_processes
     if n % processes:
         raise ConfigError(f"ppo.num_envs={n} does not divide among {processes} processes: expected a multiple")
-    events = build_events(config.randomization)
+    events = training_events(config.randomization)
     events += [] if config.demo_start.store is None else [DemoStart(config.demo_start)]
     return make_env(config.env, n // processes, events)
 

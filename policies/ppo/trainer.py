@@ -197,6 +197,7 @@ class PPOTrainer:
         if finished:
             out |= {"return": returns / finished, "length": lengths / finished, "success": successes / finished}
         if isinstance(self.env, SimVecEnv):
+            self.env.events.adapt(self.env_steps, self._processes.gather)
             out |= self.env.events.report()
         return out
 

@@ -5,18 +5,28 @@ from __future__ import annotations
 from visuomotor.data.errors import ConfigError
 from visuomotor.envs.sim.events import Event
 from visuomotor.sim2real.randomization.config import RandomizationConfig, TermConfig
+from visuomotor.sim2real.randomization.curriculum.build import govern
 from visuomotor.sim2real.randomization.registry import get_term
 
-__all__ = ["build_events", "build_terms"]
+__all__ = ["build_events", "build_terms", "training_events"]
 
 
 def build_events(config: RandomizationConfig) -> list[Event]:
-    """The events of a randomisation, for :func:`~visuomotor.envs.registry.make_env`.
+    """The events of a randomisation, for :func:`~visuomotor.envs.registry.make_env`: always all of its ranges.
 
     Raises:
         ConfigError: an unknown term, or settings that it does not take.
     """
     return list(build_terms(config).values())
+
+
+def training_events(config: RandomizationConfig) -> list[Event]:
+    """The events of a randomisation for worlds in which a policy learns: as its curriculum says.
+
+    Raises:
+        ConfigError: as :func:`build_events`; also a curriculum that has nothing to govern.
+    """
+    return govern(config.curriculum, build_terms(config), {n for n, t in config.terms.items() if t.governed})
 
 
 def build_terms(config: RandomizationConfig) -> dict[str, Event]:

@@ -1,1 +1,1 @@
-"""How wide randomisation is at each time of training."""
+"""Curricula: how far worlds differ while a policy is trained, and what widens it."""

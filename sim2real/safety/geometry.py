@@ -1,0 +1,168 @@
+"""Where the arm may be: a box and planes, spheres to stay out of, and its own links.
+
+Everything is checked along a path of joint positions. Box and planes bound convex regions, so points of the path speak
+for the way between them; distances to spheres and between links are those of the straight ways between the points.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from visuomotor.sim2real.kinematics import Kinematics
+from visuomotor.sim2real.safety.config import SafetyConfig
+
+__all__ = ["Geometry"]
+
+_NEIGHBOURS = 2  # links so near in the chain touch by construction
+
+
+class Geometry:
+    """The constraints of ``config`` for one arm.
+
+    Pairs of spheres of the arm that overlap at its home (or the middle of its joints' ranges) are left out: there the
+    cover is wider than the arm.
+
+    Args:
+        names: of the joints, for messages; link ``i`` is the one behind joint ``i``.
+    """
+
+    def __init__(self, kinematics: Kinematics, config: SafetyConfig, names: tuple[str, ...]) -> None:
+        self._arm, self._clearance = kinematics, config.clearance
+        self._links = ("the base", *(f"the link behind {name}" for name in names))
+        links = kinematics.links
+        box = config.workspace
+        self._box = None if box is None else (np.array(box.low), np.array(box.high))
+        self._first = int(np.searchsorted(links, 1))  # spheres before this one stand still
+        self._wrist = int(np.searchsorted(links, kinematics.n))  # those from here on are the hand's
+        self._planes = [
+            (
+                np.array(p.normal) / math.hypot(*p.normal),
+                p.offset,
+                slice(self._first, None if p.hand else self._wrist),
+                p.name,
+            )
+            for p in config.planes
+        ]
+        self._reach = kinematics.radii + config.clearance
+        self._keep_out = [(np.array(k.centre), self._reach[self._first :] + k.radius, k.name) for k in config.keep_out]
+        self._own_pairs = _pairs(kinematics, config.clearance) if config.self_collision else []
+        self._hulls = _hulls(kinematics) if self._own_pairs else (np.zeros((0, 4)), np.zeros(0))
+        self._one, self._two = np.array([(p.one, p.two) for p in self._own_pairs], np.intp).reshape(-1, 2).T
+        self._hull_sums = self._hulls[1][self._one] + self._hulls[1][self._two] + config.clearance
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is constrained."""
+        return not (self._planes or self._keep_out or self._own_pairs) and self._box is None
+
+    def depth(self, path: np.ndarray) -> tuple[float, str]:
+        """How far the path ``[P, n]`` of joint positions goes too far [m; 0 or less: it is free], and where."""
+        frames = self._arm.frames(path)
+        centres = self._arm.spheres_of(frames)  # [P, 3, K]
+        found = [(-math.inf, "")]
+        if self._box is not None or self._planes:
+            tcp = self._arm.tcp_of(frames)
+            if self._box is not None:
+                found.append(self._outside(tcp, *self._box))
+            for normal, offset, counted, name in self._planes:
+                most = offset - float((tcp @ normal).min())
+                over = self._reach[counted] - normal @ centres[:, :, counted]
+                if over.size:
+                    most = max(most, offset + float(over.max()))
+                found.append((most, f"{name}: the arm would be beyond it by {most:.3f} m"))
+        steps = np.diff(centres[:, :, self._first :], axis=0)
+        travel = float(np.sqrt((steps * steps).sum(1)).sum(0).max()) if steps.size else 0.0
+        found += [self._inside(centres[:, :, self._first :], travel, *sphere) for sphere in self._keep_out]
+        if self._own_pairs:
+            found.append(self._own(frames, centres, travel))
+        return max(found)
+
+    @staticmethod
+    def _outside(tcp: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, str]:
+        over = np.stack([low - tcp, tcp - high])
+        side, _, axis = (int(i) for i in np.unravel_index(int(over.argmax()), over.shape))
+        most, bound = float(over.max()), (low, high)[side][axis]
+        return most, f"workspace: the hand's {'xyz'[axis]} would be beyond {bound:g} m by {most:.3f} m"
+
+    def _inside(
+        self, centres: np.ndarray, travel: float, centre: np.ndarray, reach: np.ndarray, name: str
+    ) -> tuple[float, str]:
+        way = centres - centre[:, None]
+        start = way[0]
+        if not (np.sqrt((start * start).sum(0)) < reach + travel).any():
+            return -math.inf, ""
+        over = reach - _nearest(way)
+        which = int(over.argmax())
+        link = self._links[int(self._arm.links[self._first + which])]
+        return float(over[which]), f"{name}: {link} would be too near by {float(over[which]):.3f} m"
+
+    def _own(self, frames: np.ndarray, centres: np.ndarray, travel: float) -> tuple[float, str]:
+        """Of the arm's links against each other. Links whose hulls cannot meet on this path are passed over."""
+        hulls = (frames[:, 0, :3] * self._hulls[0][:, None]).sum(2)
+        between = hulls[self._one] - hulls[self._two]
+        near = np.sqrt((between * between).sum(1)) < self._hull_sums + 2.0 * travel
+        worst = (-math.inf, "")
+        for index in np.flatnonzero(near).tolist():
+            pair = self._own_pairs[index]
+            start = centres[0][:, pair.first] - centres[0][:, pair.second]
+            close = np.flatnonzero(np.sqrt((start * start).sum(0)) < pair.reach + 2.0 * travel)
+            if len(close):
+                way = centres[:, :, pair.first[close]] - centres[:, :, pair.second[close]]
+                over = float((pair.reach[close] - _nearest(way)).max())
+                names = f"{self._links[pair.one]} and {self._links[pair.two]}"
+                worst = max(worst, (over, f"self-collision: {names} would be too near by {over:.3f} m"))
+        return worst
+
+
+class _Pair(NamedTuple):
+    """Two links and the pairs of their spheres: the distance of their centres has to be ``reach [M]`` [m]."""
+
+    one: int
+    two: int
+    first: np.ndarray
+    second: np.ndarray
+    reach: np.ndarray
+
+
+def _pairs(arm: Kinematics, clearance: float) -> list[_Pair]:
+    middle = np.where(np.isfinite(arm.high - arm.low), (arm.low + arm.high) / 2, 0.0)
+    centres, radii = arm.spheres(middle if arm.home is None else arm.home)
+    pairs = []
+    for one in range(arm.n + 1):
+        for two in range(one + _NEIGHBOURS + 1, arm.n + 1):
+            grid = np.meshgrid(np.flatnonzero(arm.links == one), np.flatnonzero(arm.links == two), indexing="ij")
+            first, second = (g.ravel() for g in grid)
+            reach = radii[first] + radii[second] + clearance
+            free = np.linalg.norm(centres[first] - centres[second], axis=1) > reach
+            if free.any():
+                pairs.append(_Pair(one, two, first[free], second[free], reach[free]))
+    return pairs
+
+
+def _hulls(arm: Kinematics) -> tuple[np.ndarray, np.ndarray]:
+    """A sphere around each link: homogeneous centres in the links' frames ``[n + 1, 4]`` and radii ``[n + 1]`` [m]."""
+    centres, radii = np.zeros((arm.n + 1, 4)), np.zeros(arm.n + 1)
+    centres[:, 3] = 1.0
+    for link in range(arm.n + 1):
+        mine = arm.links == link
+        if mine.any():
+            local = arm.local[:, mine]
+            centres[link, :3] = (local[:3].min(1) + local[:3].max(1)) / 2
+            radii[link] = float((np.linalg.norm(local[:3].T - centres[link, :3], axis=1) + arm.radii[mine]).max())
+    return centres, radii
+
+
+def _nearest(way: np.ndarray) -> np.ndarray:
+    """Least distance ``[K]`` of the polylines ``way [P, 3, K]`` from the origin."""
+    if len(way) == 1:
+        alone: np.ndarray = np.sqrt((way[0] * way[0]).sum(0))
+        return alone
+    start, step = way[:-1], np.diff(way, axis=0)
+    length = np.maximum((step * step).sum(1), 1e-18)
+    share = np.clip(-(start * step).sum(1) / length, 0.0, 1.0)
+    near = start + share[:, None] * step
+    distance: np.ndarray = np.sqrt((near * near).sum(1).min(0))
+    return distance

@@ -1,0 +1,71 @@
+"""Following a target with bounded velocity, acceleration and jerk: what one joint does in one tick.
+
+Time-optimal and without lag. The target is seen as a point that moves on with the velocity and acceleration it has; in
+its frame the joint comes to rest somewhere (``settle``). As long as that is short of the target the joint accelerates
+towards it, as soon as it is there it settles. The change between both happens inside of a tick, so that a target that
+stands is reached exactly, without overshoot and without a limit cycle.
+
+The law is that of online trajectory generation (Kröger and Wahl 2010) in the frame of a moving target; filters that
+impose bounds by sliding modes (Biagiotti and Zanasi 2010, "Online trajectory planner with constraints on velocity,
+acceleration and jerk") share its idea.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from visuomotor.sim2real.safety.profile import after, settle
+
+__all__ = ["Motion", "Reference", "blend", "pursue"]
+
+_EXACT = 1e-12  # of positions [rad or m]: nearer is there
+
+
+class Motion(NamedTuple):
+    """Position, velocity and acceleration of one joint."""
+
+    q: float
+    v: float
+    a: float
+
+
+class Reference(NamedTuple):
+    """Where the target will be at the end of the tick, and how it moves there."""
+
+    q: float
+    v: float
+    a: float
+
+
+def blend(one: Motion, other: Motion, share: float) -> Motion:
+    """Between two motions that begin alike: bounds that both keep, the motion between them keeps too."""
+    return Motion(
+        one.q + share * (other.q - one.q), one.v + share * (other.v - one.v), one.a + share * (other.a - one.a)
+    )
+
+
+def pursue(now: Motion, goal: Reference, cap: float, acceleration: float, jerk: float, dt: float) -> Motion:
+    """The joint's motion at the end of a tick of ``dt`` [s] in which it pursues ``goal``.
+
+    Args:
+        now: its motion; ``abs(now.a) <= acceleration``.
+        goal: ``abs(goal.v) <= cap`` and ``abs(goal.a) < acceleration``.
+        cap: velocity at which it travels; above it, it slows down.
+        acceleration, jerk: bounds, kept within the tick as well.
+    """
+    up, down = acceleration - goal.a, acceleration + goal.a
+    w, b = now.v - goal.v + goal.a * dt, now.a - goal.a
+    error = now.q - goal.q + (goal.v - 0.5 * goal.a * dt) * dt
+    way = settle(w, b, up, down, jerk)
+    short = error + way[7]
+    x, w, b = after(way, jerk, dt)
+    landing = Motion(goal.q + error + x, goal.v + w, goal.a + b)
+    if abs(short) <= _EXACT:
+        return landing
+    speed = cap if short < 0.0 else -cap
+    x, w, b = after(settle(now.v - speed, now.a, acceleration, acceleration, jerk), jerk, dt)
+    travel = Motion(now.q + x + speed * dt, speed + w, b)
+    left = travel.q - goal.q + settle(travel.v - goal.v, travel.a - goal.a, up, down, jerk)[7]
+    if short * left >= 0.0:
+        return travel
+    return blend(landing, travel, short / (short - left))

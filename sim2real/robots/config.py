@@ -250,7 +250,6 @@ class RobotConfig:
         name: of the preset.
         joints: the driver's names, in the order of the policy's joints.
         limits: by the names of ``joints``; what is not there comes from ``model``.
-        speed: share of the limits of velocity, acceleration and jerk that is used: less for the first runs.
         model: for kinematics: a registered robot (``ur5e``, ``panda``, ``so100``) or a URDF or MJCF file.
         model_joints: joints of that model, in the same order; empty: the registered robot's own, or for a file the
             names of ``joints``.
@@ -271,7 +270,6 @@ class RobotConfig:
     name: str = ""
     joints: list[str] = field(default_factory=list)
     limits: dict[str, JointLimits] = field(default_factory=dict)
-    speed: float = 1.0
     model: str = ""
     model_joints: list[str] = field(default_factory=list)
     tcp: str = ""
@@ -289,8 +287,6 @@ class RobotConfig:
     def __post_init__(self) -> None:
         _names("joints", self.joints)
         _names("model_joints", self.model_joints)
-        if not 0 < self.speed <= 1:
-            raise ConfigError(f"speed={self.speed:g}: expected more than 0 and at most 1")
         for name, values in (("model_joints", self.model_joints), ("home", self.home)):
             if values and len(values) != len(self.joints):
                 raise ConfigError(f"{name} has {len(values)} entries; expected {len(self.joints)}, one a joint")

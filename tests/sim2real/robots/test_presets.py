@@ -36,13 +36,12 @@ def test_every_preset_is_a_whole_robot_whose_figures_have_a_source(name: str) ->
 def test_words_change_single_values_and_the_rest_stays() -> None:
     robot, rest = take_robot(
         ["checkpoint=run", "robot=ur5e", "robot.command.rate_hz=20", "robot.cameras.front.topic=/cam/image_raw",
-         "robot.limits.elbow_joint.velocity=1.5", "robot.speed=0.25", "minutes=3"]
+         "robot.limits.elbow_joint.velocity=1.5", "minutes=3"]
     )  # fmt: skip
     assert rest == ["checkpoint=run", "minutes=3"]
     assert (robot.command.rate_hz, robot.command.mode) == (20, "joint_trajectory")
     assert robot.limits["elbow_joint"] == JointLimits(low=-3.1416, high=3.1416, velocity=1.5)
     assert robot.cameras["front"].topic == "/cam/image_raw"
-    assert robot.speed == 0.25
     assert load_robot("ur5e", ["gripper=null"]).gripper is None
 
 
@@ -114,7 +113,6 @@ def test_the_generic_robot_takes_its_joints_from_a_file(tmp_path: Path) -> None:
         ("ur5e", ["state.topic=/a//b"], "is no absolute topic"),
         ("ur5e", ["joints=[a,a,b,c,d,e]"], "names 'a' twice"),
         ("ur5e", ["home=[0,0]"], "home has 2 entries; expected 6"),
-        ("ur5e", ["speed=2"], "speed=2: expected more than 0 and at most 1"),
         ("ur5e", ["gripper.joint=elbow_joint"], "is also a joint of the arm"),
         ("ur5e", ["gripper.opened=1", "gripper.closed=1"], "expected two numbers"),
         ("ur5e", ["cameras.a.topic=/a", "values.a.topic=/b"], "both a camera and a value"),

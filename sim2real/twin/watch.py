@@ -1,0 +1,101 @@
+"""What the twin holds against the commands that it receives: violations of the arm's limits, counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from visuomotor.sim2real.safety.config import ArmLimits
+from visuomotor.sim2real.twin.trajectory import Knots, bounds
+
+__all__ = ["CommandWatch", "Violations"]
+
+_ROUNDING = 1e-9  # [rad]: of positions in a message
+_SHARE = 1e-3  # by which a rate may be above its limit before it counts
+_BETWEEN = 0.05  # the same for accelerations between points of a trajectory, which the points alone do not fix
+
+
+@dataclass
+class Violations:
+    """How often, and how far at worst (as a multiple of the limit, of one step's largest change for ``jump``)."""
+
+    count: dict[str, int] = field(default_factory=dict)
+    worst: dict[str, float] = field(default_factory=dict)
+
+    def add(self, kind: str, ratio: float) -> None:
+        """Count one."""
+        self.count[kind] = self.count.get(kind, 0) + 1
+        self.worst[kind] = max(self.worst.get(kind, 0.0), ratio)
+
+    @property
+    def total(self) -> int:
+        """Of all kinds."""
+        return sum(self.count.values())
+
+    def __str__(self) -> str:
+        if not self.count:
+            return "no violation"
+        return ", ".join(f"{n} x {k} (at worst {self.worst[k]:.3g} of the limit)" for k, n in self.count.items())
+
+
+class CommandWatch:
+    """Compares commands for ``n`` joints with limits, by finite differences over the period of commands.
+
+    Args:
+        limits: of the arm.
+        period_s: between two commands.
+    """
+
+    def __init__(self, limits: ArmLimits, period_s: float) -> None:
+        self._limits, self._period = limits, period_s
+        self.violations = Violations()
+        self._last: tuple[int, np.ndarray] | None = None
+        self._velocity: np.ndarray | None = None
+
+    def reset(self) -> None:
+        """The arm was put elsewhere: the next command begins anew."""
+        self._last = self._velocity = None
+
+    def position(self, q: np.ndarray, now_ns: int) -> None:
+        """A command of positions ``[n]``; what was lost in between stretches the time that it had."""
+        self._range(q)
+        if self._last is not None:
+            gap = (now_ns - self._last[0]) / 1e9
+            dt = self._period * max(1, round(gap / self._period))
+            velocity = (q - self._last[1]) / dt
+            self._rate("velocity", velocity, self._limits.velocity, 2 * _ROUNDING / dt)
+            if self._velocity is not None:
+                change = (velocity - self._velocity) / dt
+                self._rate("acceleration", change, self._limits.acceleration, 4 * _ROUNDING / dt**2)
+            self._velocity = velocity
+        self._last = (now_ns, q)
+
+    def trajectory(self, knots: Knots, begins: np.ndarray, desired: np.ndarray) -> None:
+        """A trajectory that is at ``begins [n]`` when it replaces one that was at ``desired [n]``."""
+        for q in knots.positions:
+            self._range(q)
+        speed, acceleration = bounds(knots)
+        self._rate("velocity", speed, self._limits.velocity, _ROUNDING)
+        self._rate("acceleration", acceleration / (1 + _BETWEEN), self._limits.acceleration, _ROUNDING)
+        self._rate("jump", begins - desired, self._limits.velocity * self._period, _ROUNDING)
+
+    def velocity(self, v: np.ndarray) -> None:
+        """A command of velocities ``[n]``."""
+        self._rate("velocity", v, self._limits.velocity, _ROUNDING)
+        if self._velocity is not None:
+            self._rate("acceleration", (v - self._velocity) / self._period, self._limits.acceleration, _ROUNDING)
+        self._velocity = v
+
+    def refused(self, why: str) -> None:
+        """The controller did not take a command."""
+        self.violations.add("not finite" if "not finite" in why else "refused", np.inf)
+
+    def _range(self, q: np.ndarray) -> None:
+        beyond = np.maximum(q - self._limits.high, self._limits.low - q).max()
+        if beyond > _ROUNDING:
+            self.violations.add("position", float(1 + beyond))
+
+    def _rate(self, kind: str, value: np.ndarray, limit: np.ndarray, rounding: float) -> None:
+        if (np.abs(value) > limit * (1 + _SHARE) + rounding).any():
+            self.violations.add(kind, float((np.abs(value) / limit).max()))

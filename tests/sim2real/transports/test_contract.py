@@ -1,0 +1,106 @@
+"""Every transport against an independent robot on real middleware: what arrives on both sides is what was sent."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from robot_arm import UR_JOINTS
+from ros_harness import NODES, Robot, environment, free_domain, python_of, ros_master, running, until
+
+from visuomotor.sim2real.transports.definitions import type_hash
+
+FEW = "JointState,Image,CompressedImage,Bool,Float64MultiArray,String,JointTrajectory"
+MORE = f"{FEW},PoseStamped,TwistStamped,WrenchStamped"
+KINDS = {"cyclone": f"{FEW},JointGroupCommand", "jazzy": MORE, "kilted": MORE, "rospy": f"{MORE},JointGroupCommand"}
+TOPICS = {
+    "forward_position": ("/forward_position_controller/commands", "std_msgs/msg/Float64MultiArray"),
+    "joint_trajectory": ("/joint_trajectory_controller/joint_trajectory", "trajectory_msgs/msg/JointTrajectory"),
+}
+MODES = pytest.mark.parametrize("mode", TOPICS)
+
+
+def run(transport: str, peer: str, mode: str, log: Path, **variables: str) -> tuple[dict[str, Any], Robot]:
+    """One second of commands; what the bridge's side saw, and the robot with its log."""
+    env = environment(free_domain(), **variables)
+    topic, _ = TOPICS[mode]
+    python = python_of(peer if transport == "rclpy" else transport)
+    with running(Robot(peer, log, mode, topic, env)) as robot:
+        command = [python, str(NODES / "contract.py"), transport, mode, topic, KINDS[peer]]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as client:
+            assert client.stdout is not None
+            line = client.stdout.readline()
+            robot.set(graph=True)
+            if line:
+                until(lambda: robot.records("graph"), what="the robot's view of the graph")
+            _, errors = client.communicate("\n", timeout=30)
+        assert client.returncode == 0, errors[-3000:]
+        robot.quit()
+    return json.loads(line), robot
+
+
+def check(bridge: dict[str, Any], robot: Robot, mode: str, peer: str) -> None:
+    topic, kind = TOPICS[mode]
+    assert bridge["connected"]
+    assert bridge["echo"] == dict.fromkeys(KINDS[peer].split(","), True)
+    assert bridge["undecodable"] == 0
+    assert 0.002 < bridge["period_s"] < 0.012  # the robot publishes every 4 ms
+    assert abs(bridge["stamp_s"]) < 0.5
+    if mode == "forward_position":
+        got = [r["data"] for r in robot.records("forward")]
+    else:
+        records = robot.records("trajectory")
+        refused = [r["refused"] for r in records]
+        assert refused.count("last velocity") == 1
+        assert refused.count("") == len(refused) - 1
+        taken = [r for r in records if not r["refused"]]
+        sorted_names = [sorted(range(6), key=r["names"].__getitem__) for r in taken]
+        got = [[r["points"][-1][1][i] for i in order] for r, order in zip(taken, sorted_names, strict=True)]
+        own = sorted(range(6), key=UR_JOINTS.__getitem__)
+        bridge["sent"] = [[row[i] for i in own] for row in bridge["sent"]]
+    places = [bridge["sent"].index(row) for row in got]  # bit for bit
+    assert places == sorted(places)
+    assert len(set(places)) >= 0.95 * len(bridge["sent"])
+    target = bridge["sent"][-1]
+    names = UR_JOINTS if mode == "forward_position" else sorted(UR_JOINTS)
+    assert all(abs(bridge["last"][n] - x) < 0.02 for n, x in zip(names, target, strict=True))
+    publishers, subscribers = bridge["graph"][topic]
+    assert ["/bridge", kind] in [p[:2] for p in publishers]
+    if peer != "cyclone":  # a program without ROS does not say what its node is called
+        assert ["/robot", kind] in [s[:2] for s in subscribers]
+
+
+@MODES
+def test_dds_with_a_robot_of_plain_cyclone(mode: str, tmp_path: Path) -> None:
+    bridge, robot = run("dds", "cyclone", mode, tmp_path / "robot.jsonl")
+    check(bridge, robot, mode, "cyclone")
+    assert "durability" in bridge["incompatible"]
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("distribution", ["jazzy", "kilted"])
+@pytest.mark.parametrize("transport", ["dds", "rclpy"])
+@MODES
+def test_ros_2(transport: str, distribution: str, mode: str, tmp_path: Path) -> None:
+    bridge, robot = run(transport, distribution, mode, tmp_path / "robot.jsonl")
+    check(bridge, robot, mode, distribution)
+    assert "durability" in bridge["incompatible"]
+    (graph,) = robot.records("graph")
+    assert "/bridge" in graph["nodes"]
+    (publisher,) = graph["publishers"]
+    topic_type = TOPICS[mode][1]
+    assert (publisher["node"], publisher["type"]) == ("bridge", topic_type)
+    assert publisher["hash"] == type_hash(topic_type)
+
+
+@pytest.mark.ros
+@MODES
+def test_ros_1(mode: str, tmp_path: Path) -> None:
+    python_of("rospy")
+    with ros_master() as variables:
+        bridge, robot = run("rospy", "rospy", mode, tmp_path / "robot.jsonl", **variables)
+    check(bridge, robot, mode, "rospy")

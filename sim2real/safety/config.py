@@ -163,9 +163,8 @@ class SafetyConfig:
         tracking_error: measured joints may be so far from what was commanded within the last ``tracking_window_s`` ...
         tracking_time_s: ... for so long [rad, s].
         tracking_window_s: covers the delay of the robot's own controller.
-        measured_jump: a measured joint that moves by more than ``measured_speed`` times its largest velocity allows
-            and this [rad] is an error of the sensor; so is one beyond its limits by more than this.
-        measured_speed: see ``measured_jump``.
+        measured_beyond: the filter refuses to start where a joint is measured so far beyond its limits [rad]: the
+            sensor is wrong, or the limits are.
         hold_to_run: the arm moves only while the operator holds a key or a pedal.
         tank: passivity of contact tasks by an energy tank; null: none.
     """
@@ -191,8 +190,7 @@ class SafetyConfig:
     tracking_error: float = 0.15
     tracking_time_s: float = 0.1
     tracking_window_s: float = 0.3
-    measured_jump: float = 0.1
-    measured_speed: float = 2.0
+    measured_beyond: float = 0.1
     hold_to_run: bool = False
     tank: TankConfig | None = None
 
@@ -204,6 +202,6 @@ class SafetyConfig:
             if not 0.0 <= getattr(self, key) < math.inf:
                 raise ConfigError(f"safety.{key}={getattr(self, key)}: expected 0 or more, and finite")
         positive = ("first_command", "jump", "reject_fault_s", "ramp_timeout_s", "ramp_arrival", "policy_timeout_s")
-        for key in (*positive, "tracking_error", "tracking_window_s", "measured_jump", "measured_speed"):
+        for key in (*positive, "tracking_error", "tracking_window_s", "measured_beyond"):
             if not getattr(self, key) > 0.0:
                 raise ConfigError(f"safety.{key}={getattr(self, key)}: expected more than 0")

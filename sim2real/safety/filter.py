@@ -11,8 +11,7 @@ Manipulators").
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import inf, isfinite, sqrt
+from math import inf, isfinite
 
 import numpy as np
 
@@ -21,7 +20,8 @@ from visuomotor.sim2real.kinematics import Kinematics
 from visuomotor.sim2real.safety.config import ArmLimits, SafetyConfig
 from visuomotor.sim2real.safety.geometry import Geometry
 from visuomotor.sim2real.safety.profile import after, duration, extent, settle
-from visuomotor.sim2real.safety.tracking import Motion, Reference, blend, pursue
+from visuomotor.sim2real.safety.results import Filtered, SafetyEvent
+from visuomotor.sim2real.safety.tracking import Joint, Motion, blend, pursue, reference
 
 __all__ = ["Filtered", "SafetyEvent", "SafetyFilter"]
 
@@ -29,43 +29,6 @@ _INSIDE = 1e-6  # targets stay so far within the position limits [rad]: rounding
 _ROUNDING = 1e-9  # relative, of velocities; absolute, of positions [rad]
 _HALVINGS = 12
 _POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the way to rest where the geometry is checked
-
-
-@dataclass(frozen=True)
-class SafetyEvent:
-    """Something was refused or changed. Reported once when it begins.
-
-    Attributes:
-        kind: ``not_finite``, ``shape``, ``first_command``, ``jump``, ``position``, ``geometry`` or ``refused``.
-        text: what came, which limit.
-        fatal: a fault: the operator has to look.
-    """
-
-    kind: str
-    text: str
-    fatal: bool = False
-
-
-@dataclass(frozen=True)
-class Filtered:
-    """What to send, ``[n]`` each [rad, rad/s, rad/s^2]; ``following``: it pursues the target and does not brake."""
-
-    position: np.ndarray
-    velocity: np.ndarray
-    acceleration: np.ndarray
-    events: tuple[SafetyEvent, ...]
-    following: bool
-
-
-@dataclass(frozen=True)
-class _Joint:
-    """One joint's limits as the filter keeps them."""
-
-    name: str
-    velocity: float
-    acceleration: float
-    jerk: float
-    stop: float  # it comes to rest within this distance from any state
 
 
 class SafetyFilter:
@@ -104,7 +67,7 @@ class SafetyFilter:
         An arm that stands within the margin of a limit, or somewhat beyond a limit, can go back but no further.
 
         Raises:
-            UserError: a position that is not finite, or beyond a limit by more than ``measured_jump``.
+            UserError: a position that is not finite, or beyond a limit by more than ``measured_beyond``.
         """
         values = np.asarray(q, dtype=np.float64)
         if values.shape != (self.limits.n,) or not np.isfinite(values).all():
@@ -113,7 +76,7 @@ class SafetyFilter:
             )
         for i, name in enumerate(self.limits.names):
             low, high = self.limits.low[i], self.limits.high[i]
-            if not low - self.config.measured_jump <= values[i] <= high + self.config.measured_jump:
+            if not low - self.config.measured_beyond <= values[i] <= high + self.config.measured_beyond:
                 raise UserError(f"{name} is measured at {values[i]:.3f}; its limits are {low:.3f} to {high:.3f}")
         self._now = [Motion(x, 0.0, 0.0) for x in values.tolist()]
         self._bottom = [min(low, m.q) for low, m in zip(self._low, self._now, strict=True)]
@@ -244,7 +207,7 @@ class SafetyFilter:
 
     # ---- what goes out
 
-    def _moving(self) -> zip[tuple[Motion, _Joint]]:
+    def _moving(self) -> zip[tuple[Motion, Joint]]:
         return zip(self._now, self._joints, strict=True)
 
     def _stopping(self) -> list[Motion]:
@@ -265,7 +228,7 @@ class SafetyFilter:
         for i, (m, j) in enumerate(self._moving()):
             cap = share * j.velocity
             before = 0.0 if slopes is None else slopes[i]
-            ref = _reference(goal[i], slope[i], before, j, cap, self._bottom[i], self._top[i], dt)
+            ref = reference(goal[i], slope[i], before, j, cap, self._bottom[i], self._top[i], dt)
             new = pursue(m, ref, cap, j.acceleration, j.jerk, dt)
             wanted.append(new if self._holds(i, m, new) else self._nearest_safe(i, m, new))
         self._last, self._slope = goal, slope
@@ -335,38 +298,11 @@ def _note(events: dict[str, SafetyEvent], kind: str, text: str, fatal: bool = Fa
     events.setdefault(kind, SafetyEvent(kind, text, fatal))
 
 
-def _joint(limits: ArmLimits, i: int, config: SafetyConfig, dt: float) -> _Joint:
+def _joint(limits: ArmLimits, i: int, config: SafetyConfig, dt: float) -> Joint:
     """Without jerk or acceleration limits (infinite) one tick is enough for any change."""
     v = float(limits.velocity[i]) * config.velocity_share
     if not isfinite(v):
         raise UserError(f"{limits.names[i]} has no velocity limit; expected one in the robot's preset or its URDF")
     a = min(float(limits.acceleration[i]) * config.acceleration_share, v / dt)
     jerk = min(float(limits.jerk[i]) * config.jerk_share, a / dt)
-    return _Joint(limits.names[i], v, a, jerk, v * v / (2.0 * a) + 1.5 * v * a / jerk)
-
-
-def _reference(
-    x: float, slope: float, before: float, j: _Joint, cap: float, low: float, high: float, dt: float
-) -> Reference:
-    """Position, velocity and acceleration of a target from its last differences [rad/s].
-
-    Differences that no motion within the limits could have are a step of the target or a corner: of the two, the slope
-    nearer to zero is believed. Towards a limit of the position the target is taken to slow down as the joint has to.
-    """
-    v, a = slope, 0.0
-    if abs(slope - before) <= 2.0 * j.acceleration * dt:
-        most = 0.5 * j.acceleration
-        a = max(-most, min(most, (slope - before) / dt))
-        v += 0.5 * a * dt
-    elif slope * before <= 0.0:
-        v = 0.0
-    elif abs(before) < abs(slope):
-        v = before
-    room = (high - x) if v > 0.0 else (x - low)
-    most = cap
-    if room < j.stop:
-        k = j.acceleration * j.acceleration / (2.0 * j.jerk)
-        most = min(cap, sqrt(k * k + 2.0 * j.acceleration * max(room, 0.0)) - k)
-    if abs(v) > most:
-        return Reference(x, most if v > 0.0 else -most, 0.0)
-    return Reference(x, v, a)
+    return Joint(v, a, jerk, v * v / (2.0 * a) + 1.5 * v * a / jerk)

@@ -12,11 +12,13 @@ acceleration and jerk") share its idea.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import sqrt
 from typing import NamedTuple
 
 from visuomotor.sim2real.safety.profile import after, settle
 
-__all__ = ["Motion", "Reference", "blend", "pursue"]
+__all__ = ["Joint", "Motion", "Reference", "blend", "pursue", "reference"]
 
 _EXACT = 1e-12  # of positions [rad or m]: nearer is there
 
@@ -35,6 +37,16 @@ class Reference(NamedTuple):
     q: float
     v: float
     a: float
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One joint's limits as the filter keeps them; ``stop``: it comes to rest within this distance from any state."""
+
+    velocity: float
+    acceleration: float
+    jerk: float
+    stop: float
 
 
 def blend(one: Motion, other: Motion, share: float) -> Motion:
@@ -69,3 +81,30 @@ def pursue(now: Motion, goal: Reference, cap: float, acceleration: float, jerk: 
     if short * left >= 0.0:
         return travel
     return blend(landing, travel, short / (short - left))
+
+
+def reference(
+    x: float, slope: float, before: float, j: Joint, cap: float, low: float, high: float, dt: float
+) -> Reference:
+    """Position, velocity and acceleration of a target from its last differences [rad/s].
+
+    Differences that no motion within the limits could have are a step of the target or a corner: of the two, the slope
+    nearer to zero is believed. Towards a limit of the position the target is taken to slow down as the joint has to.
+    """
+    v, a = slope, 0.0
+    if abs(slope - before) <= 2.0 * j.acceleration * dt:
+        most = 0.5 * j.acceleration
+        a = max(-most, min(most, (slope - before) / dt))
+        v += 0.5 * a * dt
+    elif slope * before <= 0.0:
+        v = 0.0
+    elif abs(before) < abs(slope):
+        v = before
+    room = (high - x) if v > 0.0 else (x - low)
+    most = cap
+    if room < j.stop:
+        k = j.acceleration * j.acceleration / (2.0 * j.jerk)
+        most = min(cap, sqrt(k * k + 2.0 * j.acceleration * max(room, 0.0)) - k)
+    if abs(v) > most:
+        return Reference(x, most if v > 0.0 else -most, 0.0)
+    return Reference(x, v, a)

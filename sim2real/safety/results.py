@@ -1,0 +1,35 @@
+"""What the safety filter gives back: the command, and what it refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Filtered", "SafetyEvent"]
+
+
+@dataclass(frozen=True)
+class SafetyEvent:
+    """Something was refused or changed. Reported once when it begins.
+
+    Attributes:
+        kind: ``not_finite``, ``shape``, ``first_command``, ``jump``, ``position``, ``geometry`` or ``refused``.
+        text: what came, which limit.
+        fatal: a fault: the operator has to look.
+    """
+
+    kind: str
+    text: str
+    fatal: bool = False
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What to send, ``[n]`` each [rad, rad/s, rad/s^2]; ``following``: it pursues the target and does not brake."""
+
+    position: np.ndarray
+    velocity: np.ndarray
+    acceleration: np.ndarray
+    events: tuple[SafetyEvent, ...]
+    following: bool

@@ -35,6 +35,7 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor play task=lift record=<zarr>             a window: act by keyboard or gamepad, record demonstrations
   visuomotor play checkpoint=<run>                    watch a policy, and take over from it
   visuomotor envs list                                external suites: installed or not, and how to install them
+  visuomotor twin robot=panda_twin task=lift          a simulated arm with the robot's ROS interface, to rehearse on
   visuomotor envs check <id>                          types, seeds, speed and a picture of an environment
   visuomotor info                                     versions, devices, extras present or missing
 
@@ -73,6 +74,7 @@ def _run(words: list[str]) -> int:
         "play": _play,
         "envs": _envs,
         "info": _info,
+        "twin": _twin,
     }
     if verb not in commands:
         raise ConfigError(f"unknown command {verb!r}. {nearest(verb, commands)} See visuomotor --help.")
@@ -183,6 +185,18 @@ def _info(words: list[str]) -> int:
 
 
 def _asks_help(words: Sequence[str]) -> bool:
+def _twin(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.help import robot_help
+        from visuomotor.configs.twin import TwinCommand
+
+        print(robot_help(TwinCommand), end="")
+        return 0
+    from visuomotor.configs.twin import main as twin
+
+    return twin(words)
+
+
     return any(w in ("-h", "--help", "help") for w in words)
 
 

@@ -19,10 +19,13 @@ from visuomotor.configs.play import PlayConfig
 from visuomotor.configs.registry import backbones, heads
 from visuomotor.configs.rl_compose import head_class, layers_help, rl_groups
 from visuomotor.configs.rl_schema import FinetuneConfig, RLConfig
+from visuomotor.configs.robots import preset_names
+from visuomotor.configs.robustness import RobustnessConfig
 from visuomotor.configs.schema import EvalConfig, TrainConfig
 from visuomotor.envs.registry import get_task, task_names
 from visuomotor.envs.teleop import KEYS
 from visuomotor.policies.likelihoods.registry import LIKELIHOODS, likelihoods_for
+from visuomotor.sim2real.robots.config import RobotConfig
 
 __all__ = [
     "bench_help",
@@ -31,6 +34,8 @@ __all__ = [
     "generate_help",
     "play_help",
     "rl_help",
+    "robot_help",
+    "robustness_help",
     "settings_help",
     "train_help",
 ]
@@ -211,6 +216,14 @@ def _lines(prefix: str, schema: type, instance: Any = None) -> list[str]:
         default = _default(f) if instance is None else getattr(instance, f.name)
         if is_dataclass(default):
             out += _lines(f"{prefix}{f.name}.", type(default), default)
+def robot_help(schema: type) -> str:
+    """Help of a command that takes ``robot=`` besides the settings of ``schema``."""
+    return (
+        f"{settings_help(schema)}robot=<name> or a YAML file of your own; robot.<setting>=<value> changes one setting\n"
+        f"  {', '.join(preset_names())}\n\n{_section('robot: robot.', RobotConfig)}"
+    )
+
+
             continue
         if f.name in ("task", "env") and schema in (TrainConfig, RLConfig, FinetuneConfig):
             continue  # set by the word task=

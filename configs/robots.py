@@ -14,7 +14,7 @@ from visuomotor.envs.robots.registry import get_robot, robot_names
 from visuomotor.sim2real.robots.config import RobotConfig
 from visuomotor.sim2real.robots.presets import parse_preset, robot_from
 
-__all__ = ["load_robot", "preset_names", "take_robot"]
+__all__ = ["load_robot", "preset_names", "take_robot", "transport_words"]
 
 
 def preset_names() -> list[str]:
@@ -56,6 +56,11 @@ def take_robot(words: Sequence[str]) -> tuple[RobotConfig, list[str]]:
     settings = [w.removeprefix("robot.") for w in words if w.startswith("robot.")]
     rest = [w for w in words if not w.startswith(("robot=", "robot."))]
     return load_robot(named[0], settings), rest
+
+
+def transport_words(words: Sequence[str]) -> list[str]:
+    """``transport=dds`` is short for ``transport.name=dds``."""
+    return [f"transport.name={w.removeprefix('transport=')}" if w.startswith("transport=") else w for w in words]
 
 
 def _literal(word: str) -> str:

@@ -165,4 +165,5 @@ class Batcher:
                 text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 return [f"the policy failed: {text[:300]}"]
             return [(await self._planned([request]))[0] for request in requests]
-        return [c if np.isfinite(c).all() else "the policy's actions are not finite" for c in chunks]
+        made = [np.asarray(chunk, np.float32) for chunk in chunks]
+        return [c if np.isfinite(c).all() else "the policy's actions are not finite" for c in made]

@@ -31,10 +31,8 @@ from visuomotor.sim2real.remote.protocol import (
 from visuomotor.sim2real.remote.sockets import (
     ClientConnection,
     ConnectionClosed,
-    InvalidHandshake,
     InvalidStatus,
     InvalidURI,
-    WebSocketException,
     client_tls,
     connect,
 )
@@ -119,6 +117,7 @@ class RemoteSource:
         self.about: dict[str, Any] = {}
         self.refusal = ""  # the newest reason of the server for making no chunk
         self._outbox: bytes | None = None
+        self._wait_s = _FIRST_WAIT_S
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
         self._thread = threading.Thread(target=self._work, name="policy link", daemon=True)
@@ -199,12 +198,13 @@ class RemoteSource:
             self._loop.run_until_complete(self._task)
 
     async def _keep(self) -> None:
-        """Stay connected; after a failure wait twice as long as before, somewhat at random, up to a few seconds."""
-        wait = _FIRST_WAIT_S
+        """Stay connected; after a failure wait twice as long as before, somewhat at random, up to a few seconds.
+
+        A connection that brought a chunk makes the waiting short again; one that only opened does not.
+        """
         while True:
             try:
                 async with await self._open() as connection:
-                    wait = _FIRST_WAIT_S
                     await self._talk(connection)
                 self._lost("the server hung up")
             except InvalidStatus as error:
@@ -222,10 +222,10 @@ class RemoteSource:
                     self._give_up(CheckpointError(f"{self._config.url} refuses this robot: {reason}"))
                     return
                 self._lost(reason or "the connection was cut")
-            except (OSError, TimeoutError, InvalidHandshake, WebSocketException, WireError) as error:
+            except Exception as error:  # whatever sockets, TLS and asyncio raise: the robot waits for its server
                 self._lost(str(error) or type(error).__name__)
-            await asyncio.sleep(wait * random.uniform(0.5, 1.0))
-            wait = min(2 * wait, _LONGEST_WAIT_S)
+            await asyncio.sleep(self._wait_s * random.uniform(0.5, 1.0))
+            self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
 
     async def _open(self) -> ClientConnection:
         headers = {} if self._config.token is None else {"Authorization": f"Bearer {self._config.token}"}
@@ -297,6 +297,7 @@ class RemoteSource:
             self.refusal = str(message.get("reason"))[:300]
         elif message.get("kind") == "chunk":
             sequence, chunk = read_chunk(self.spec, message)
+            self._wait_s = _FIRST_WAIT_S
             planned = message.get("planned_s")
             self.counts.planned_s.append(planned if isinstance(planned, float) else 0.0)
         else:

@@ -10,7 +10,7 @@ from visuomotor.data.errors import ConfigError, MissingExtraError
 try:
     from websockets.asyncio.client import ClientConnection, connect
     from websockets.asyncio.server import Server, ServerConnection, serve
-    from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
+    from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
     from websockets.http11 import Request, Response
 except ImportError:
     raise MissingExtraError("remote policies need websockets and msgpack: pip install 'visuomotor[serve]'") from None
@@ -18,7 +18,6 @@ except ImportError:
 __all__ = [
     "ClientConnection",
     "ConnectionClosed",
-    "InvalidHandshake",
     "InvalidStatus",
     "InvalidURI",
     "Request",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import numpy as np
 

@@ -36,6 +36,7 @@ class Request(StrEnum):
     SUCCESS = "success"  # ends the episode, as one that succeeded
     FAILURE = "failure"  # ends the episode, as one that failed
     QUIT = "quit"
+    HELD = "held"  # of hold-to-run: the key or pedal is held; repeated while it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Chunk:
         dt_ns: between two actions.
         actions: float64 ``[H, Da]`` in the policy's raw units.
         sequence: counts up by one with every chunk.
-        episode: that it was made for; chunks of another are dropped.
+        episode: ``Observed.episode`` that it was made for; chunks of another are dropped.
     """
 
     observed_ns: int
@@ -65,8 +66,8 @@ class Observed:
 
     Attributes:
         time_ns: when it was true [ns, the bridge's monotonic clock].
-        step: control step of the episode, 0 for its first observation.
-        episode: counts up by one with every episode: with a new number the policy begins anew.
+        step: control step, 0 for the first observation of a stretch in which the policy acts.
+        episode: number of that stretch: with a new one the policy begins anew. -1: not for the policy.
         seed: of the episode, for the policy's noise.
         values: arrays as the policy's specification has them, without a time axis.
         ages_s: by stream: how long ago its newest message had come when this was put together.
@@ -88,7 +89,8 @@ class Tick:
         time_ns: of the tick [ns, the bridge's monotonic clock].
         stamp_ns: the same on the clock of headers [ns since 1970].
         state: of the supervisor after this tick.
-        episode: as in :class:`Observed`; -1 outside of episodes.
+        episode: counts up by one with every episode; -1 outside of episodes. A person who takes over and gives back
+            stays in the same one.
         observed: the observation that was sent to the policy in this tick; None in ticks between control steps.
         action: the policy's raw action ``[Da]`` that is in force now; None without one.
         human: joint targets ``[n]`` of the person who commands; None unless one does.

@@ -20,6 +20,7 @@ from visuomotor.sim2real.randomization.registry import get_term, terms
 
 __all__ = [
     "compose_randomization",
+    "load_randomization",
     "parse_randomized",
     "plain_randomization",
     "presets",
@@ -69,10 +70,14 @@ def compose_randomization(words: Sequence[str]) -> DictConfig:
 def parse_randomized(schema: type[C], words: Sequence[str]) -> C:
     """As :func:`~visuomotor.configs.compose.parse_plain`, for a command that also takes ``randomization``."""
     own, rest = split_words(words)
-    config = parse_plain(schema, rest)
-    typed = OmegaConf.to_object(compose_randomization(own))
+    return replace(parse_plain(schema, rest), randomization=load_randomization(own))  # type: ignore[type-var]
+
+
+def load_randomization(words: Sequence[str]) -> RandomizationConfig:
+    """As :func:`compose_randomization`, as an object."""
+    typed = OmegaConf.to_object(compose_randomization(words))
     assert isinstance(typed, RandomizationConfig)
-    return replace(config, randomization=typed)  # type: ignore[type-var]
+    return typed
 
 
 def typed_randomization(plain: Mapping[str, Any]) -> DictConfig:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.envs.sim.arrays import Words, namespace
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection, constant
 
@@ -85,8 +85,8 @@ class Spread:
             return (middle + sigma * draws.normal(shape)).clamp(self.low, self.high)
         return draws.uniform(shape, self.low, self.high)
 
-    def act(self, nominal: Tensor, number: Tensor) -> Tensor:
-        """The value that ``number`` makes of ``nominal``."""
+    def act(self, nominal: Words, number: Words) -> Words:
+        """The value that ``number`` makes of ``nominal``; tensors or arrays of numpy."""
         if self.operation == "*":
             return nominal * number
-        return nominal + number if self.operation == "+" else number + torch.zeros_like(nominal)
+        return nominal + number if self.operation == "+" else number + namespace(nominal).zeros_like(nominal)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.envs.sim.arrays import namespace, tensor, words
 from visuomotor.envs.sim.events import Event
 from visuomotor.envs.sim.naming import labels, listed, matching, spec_bodies
 from visuomotor.envs.sim.quantities import QUANTITIES, Quantity
@@ -101,14 +102,17 @@ class ModelTerm(Event):
         main, q = self._main, self._q
         if main is None:
             return
-        base = main.base(worlds)
-        new = self.spread.act(base, self.source.draw(draws, self._shape, worlds).to(base.dtype))
+        number = self.source.draw(draws, self._shape, worlds).to(main.nominal.dtype)
+        base, number = words(main.base(worlds)), words(number)
+        new = self.spread.act(base, number)
         for other in self._follow:
-            factor = torch.where(base != 0, new / torch.where(base != 0, base, 1.0), 1.0)  # where that is 0, it stays
+            where = namespace(base).where
+            factor = where(base != 0, new / where(base != 0, base, 1.0), 1.0)  # where that is 0, it stays
             wider = isinstance(other.part, slice) and not isinstance(main.part, slice)
-            other.put(worlds, other.base(worlds) * (factor[..., None] if wider else factor))
-        new = new if q.stored is None else q.stored(new)
-        main.put(worlds, new if q.clamp is None else new.clamp(*q.clamp))
+            other.put(worlds, tensor(words(other.base(worlds)) * (factor[..., None] if wider else factor)))
+        value = tensor(new)
+        value = value if q.stored is None else q.stored(value)
+        main.put(worlds, value if q.clamp is None else value.clamp(*q.clamp))
 
     def _refuse(self, nominal: Tensor) -> None:
         """Values out of bounds; where a product is taken with 0, nothing changes."""
@@ -183,27 +187,34 @@ class JointOffset(Event):
 
 
 class Push(Event):
-    """Now and then gives a free body a change of velocity, as if it were hit.
+    """Now and then gives free bodies a change of velocity, as if they were hit.
 
     Args:
-        body: its name.
+        names: patterns of bodies on a free joint, or one name.
         linear: largest change in each direction [m/s].
         angular: largest change about each axis [rad/s].
         interval: shortest and longest time between two pushes [s].
+        optional: names may match nothing.
     """
 
     when = "interval"
     changes_state = True
 
-    def __init__(self, body: str, *, linear: float, angular: float = 0.0, interval: tuple[float, float]) -> None:
+    def __init__(
+        self, names: str | Sequence[str], *, linear: float, angular: float = 0.0, interval: tuple[float, float],
+        optional: bool = False,
+    ) -> None:  # fmt: skip
         if not (0 <= linear < math.inf and 0 <= angular < math.inf):
             raise ConfigError(f"Push: linear={linear}, angular={angular}; expected finite numbers, 0 or more")
-        self.body, self.linear, self.angular, self.interval = body, linear, angular, interval
+        self.names = (names,) if isinstance(names, str) else tuple(names)
+        self.linear, self.angular, self.interval, self.optional = linear, angular, interval, optional
 
     def bind(self, world: World) -> None:
-        self._body = world.free_body(self.body)
+        known = labels(world.sim.model, "body")
+        ids = matching(world.sim.model, "body", self.names, optional=self.optional)
+        self._bodies = [world.free_body(known[i]) for i in ids]
 
     def apply(self, worlds: Selection, draws: Draws) -> None:
-        change = draws.uniform((6,), -1.0, 1.0)
-        scale = constant((self.linear,) * 3 + (self.angular,) * 3, change.device)
-        self._body.add_velocity(worlds, change * scale)
+        scale = constant((self.linear,) * 3 + (self.angular,) * 3, draws.device)
+        for body in self._bodies:
+            body.add_velocity(worlds, draws.uniform((6,), -1.0, 1.0) * scale)

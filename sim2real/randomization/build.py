@@ -44,6 +44,8 @@ def _build(name: str, config: TermConfig) -> Event:
         if not isinstance(config, entry.config_class):
             raise ConfigError(f"settings of class {type(config).__name__}; expected {entry.config_class.__name__}")
         event = entry.build(config)
+        if event.when != config.when:
+            raise ConfigError(f"when={config.when}: this term acts at {event.when}")
     except ConfigError as e:
         raise ConfigError(f"randomization.terms.{name}: {e}") from None
     event.interval = (config.interval[0], config.interval[1]) if config.interval else event.interval

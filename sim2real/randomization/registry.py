@@ -15,8 +15,20 @@ from typing import Any
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.sim.events import Event
 from visuomotor.envs.sim.quantities import QUANTITIES
-from visuomotor.envs.sim.terms import JointOffset, ModelTerm
 from visuomotor.sim2real.randomization.config import TermConfig
+from visuomotor.sim2real.randomization.physics import (
+    JointOffsetConfig,
+    ObjectSizeConfig,
+    PseudoInertiaConfig,
+    PushConfig,
+    ShapeConfig,
+    joint_offset,
+    model_term,
+    object_size,
+    pseudo_inertia,
+    push,
+    shape,
+)
 
 __all__ = ["TermEntry", "get_term", "terms"]
 
@@ -35,28 +47,13 @@ class TermEntry:
     build: Callable[[Any], Event]
 
 
-@dataclass(kw_only=True, slots=True)
-class JointOffsetConfig(TermConfig):
-    """Episodes begin with joints away from where the task puts them, within their limits [rad or m]."""
-
-    operation: str = "+"
-    low: float = 0.0
-    high: float = 0.0
-
-
-def _model_term(quantity: str, config: TermConfig) -> Event:
-    return ModelTerm(
-        quantity, config.names, config.spread(), shared=config.shared, optional=config.optional, when=config.when
-    )
-
-
-def _joint_offset(config: JointOffsetConfig) -> Event:
-    return JointOffset(config.names, config.spread(), optional=config.optional)
-
-
 _TERMS: dict[str, TermEntry] = {
-    **{name: TermEntry(TermConfig, partial(_model_term, name)) for name in QUANTITIES},
-    "joint_offset": TermEntry(JointOffsetConfig, _joint_offset),
+    **{name: TermEntry(TermConfig, partial(model_term, name)) for name in QUANTITIES},
+    "joint_offset": TermEntry(JointOffsetConfig, joint_offset),
+    "object_size": TermEntry(ObjectSizeConfig, object_size),
+    "pseudo_inertia": TermEntry(PseudoInertiaConfig, pseudo_inertia),
+    "push": TermEntry(PushConfig, push),
+    "shape": TermEntry(ShapeConfig, shape),
 }
 
 

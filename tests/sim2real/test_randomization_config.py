@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from visuomotor.configs.generate import GenerateConfig
 from visuomotor.configs.randomize import (
-    compose_randomization,
+    load_randomization,
     parse_randomized,
     plain_randomization,
     presets,
@@ -27,20 +27,16 @@ from visuomotor.sim2real.randomization.registry import JointOffsetConfig, terms
 WORDS = ["randomization=tabletop", "randomization.terms.object_friction.high=1.5"]
 
 
-def typed(*words: str) -> RandomizationConfig:
-    config = OmegaConf.to_object(compose_randomization(words))
-    assert isinstance(config, RandomizationConfig)
-    return config
-
-
 def test_words_stand_above_a_preset_and_a_term_may_be_taken_out_or_put_in() -> None:
-    config = typed(
-        *WORDS,
-        "randomization.terms.armature=null",
-        "randomization.terms.start.term=joint_offset",
-        "randomization.terms.start.names=[robot/joint*]",
-        "randomization.terms.start.low=-0.1",
-        "randomization.terms.start.high=0.1",
+    config = load_randomization(
+        [
+            *WORDS,
+            "randomization.terms.armature=null",
+            "randomization.terms.start.term=joint_offset",
+            "randomization.terms.start.names=[robot/joint*]",
+            "randomization.terms.start.low=-0.1",
+            "randomization.terms.start.high=0.1",
+        ]
     )
     assert "armature" not in config.terms
     assert (config.terms["object_friction"].low, config.terms["object_friction"].high) == (0.6, 1.5)
@@ -50,7 +46,7 @@ def test_words_stand_above_a_preset_and_a_term_may_be_taken_out_or_put_in() -> N
 
 
 def test_what_was_composed_is_restored_from_plain_values() -> None:
-    config = typed(*WORDS)
+    config = load_randomization([*WORDS])
     assert OmegaConf.to_object(typed_randomization(plain_randomization(config))) == config
     composed = compose_rl(["task=lift", *WORDS])
     assert composed.config.randomization == config
@@ -61,7 +57,7 @@ def test_what_was_composed_is_restored_from_plain_values() -> None:
 
 
 def test_every_command_takes_it() -> None:
-    config = typed(*WORDS)
+    config = load_randomization([*WORDS])
     saved = {"task": "lift", "env": {}}
     assert compose_finetune([*WORDS, "checkpoint=x"], head=FlowHead, saved=saved).config.randomization == config
     assert parse_randomized(EvalConfig, ["checkpoint=x", *WORDS]).randomization == config
@@ -73,20 +69,20 @@ def test_every_command_takes_it() -> None:
 def test_a_file_serves_as_well_as_a_preset(tmp_path: Path) -> None:
     file = tmp_path / "identified, arm 2.yaml"
     file.write_text("terms: {mass: {names: [cube], low: 0.9, high: 1.2}}")
-    config = typed(f"randomization={file}")
+    config = load_randomization([f"randomization={file}"])
     assert config.terms["mass"].high == 1.2
     file.write_text("terms: {mass: [")
     with pytest.raises(ConfigError, match=r"identified, arm 2\.yaml cannot be read as YAML"):
-        typed(f"randomization={file}")
+        load_randomization([f"randomization={file}"])
     file.write_text("- mass")
     with pytest.raises(ConfigError, match="holds a list; expected terms"):
-        typed(f"randomization={file}")
+        load_randomization([f"randomization={file}"])
 
 
 @pytest.mark.parametrize("name", [n for n in presets() if n != "none"])
 @pytest.mark.parametrize("task", ["lift", "push_t_arm", "reach", "drawer"])
 def test_presets_fit_every_task_with_an_arm(name: str, task: str) -> None:
-    env = make_env(get_task(task).config_class(), 2, build_events(typed(f"randomization={name}")))
+    env = make_env(get_task(task).config_class(), 2, build_events(load_randomization([f"randomization={name}"])))
     env.reset(seeds=[1, 2])
     env.close()
 
@@ -111,13 +107,13 @@ def test_presets_fit_every_task_with_an_arm(name: str, task: str) -> None:
 )
 def test_mistakes_are_named(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        typed(*words)
+        load_randomization([*words])
 
 
 def test_a_term_that_cannot_be_built_says_which_it_is() -> None:
     words = ["randomization.terms.bounce.term=restitution", "randomization.terms.bounce.names=[table]"]
     with pytest.raises(ConfigError, match=r"randomization\.terms\.bounce: restitution: operation '\*'; expected ="):
-        build_events(typed(*words))
+        build_events(load_randomization([*words]))
 
 
 def test_every_registered_term_has_settings_with_defaults() -> None:

@@ -31,11 +31,12 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor data report <zarr>                       one HTML page: pictures, distributions, coverage, findings
   visuomotor data view <zarr> checkpoint=<run>        episodes in the rerun viewer, with a policy's predictions
   visuomotor data video <zarr> camera=front           one camera of one episode as mp4
+  visuomotor robustness checkpoint=<run>              what it survives, factor by factor, and which policy will transfer
   visuomotor sysid data=<zarr or bag> robot=panda     physics of the real arm from recordings, as a randomisation
   visuomotor play task=lift record=<zarr>             a window: act by keyboard or gamepad, record demonstrations
   visuomotor play checkpoint=<run>                    watch a policy, and take over from it
-  visuomotor envs list                                external suites: installed or not, and how to install them
   visuomotor twin robot=panda_twin task=lift          a simulated arm with the robot's ROS interface, to rehearse on
+  visuomotor envs list                                external suites: installed or not, and how to install them
   visuomotor envs check <id>                          types, seeds, speed and a picture of an environment
   visuomotor info                                     versions, devices, extras present or missing
 
@@ -71,10 +72,11 @@ def _run(words: list[str]) -> int:
         "serve": _serve,
         "data": _data,
         "sysid": _sysid,
+        "robustness": _robustness,
         "play": _play,
+        "twin": _twin,
         "envs": _envs,
         "info": _info,
-        "twin": _twin,
     }
     if verb not in commands:
         raise ConfigError(f"unknown command {verb!r}. {nearest(verb, commands)} See visuomotor --help.")
@@ -155,6 +157,17 @@ def _data(words: list[str]) -> int:
     return data(words)
 
 
+def _robustness(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.help import robustness_help
+
+        print(robustness_help(), end="")
+        return 0
+    from visuomotor.configs.robustness import main as robustness
+
+    return robustness(words)
+
+
 def _sysid(words: list[str]) -> int:
     from visuomotor.configs.sysid import main as sysid
 
@@ -172,6 +185,18 @@ def _play(words: list[str]) -> int:
     return play(words)
 
 
+def _twin(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.help import robot_help
+        from visuomotor.configs.twin import TwinCommand
+
+        print(robot_help(TwinCommand), end="")
+        return 0
+    from visuomotor.configs.twin import main as twin
+
+    return twin(words)
+
+
 def _envs(words: list[str]) -> int:
     from visuomotor.configs.envs import main as envs
 
@@ -185,18 +210,6 @@ def _info(words: list[str]) -> int:
 
 
 def _asks_help(words: Sequence[str]) -> bool:
-def _twin(words: list[str]) -> int:
-    if _asks_help(words) or not words:
-        from visuomotor.configs.help import robot_help
-        from visuomotor.configs.twin import TwinCommand
-
-        print(robot_help(TwinCommand), end="")
-        return 0
-    from visuomotor.configs.twin import main as twin
-
-    return twin(words)
-
-
     return any(w in ("-h", "--help", "help") for w in words)
 
 

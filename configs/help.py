@@ -52,6 +52,15 @@ visuomotor train: train a policy on demonstrations, evaluate it, write report.ht
 The run's folder holds report.html, checkpoints/, metrics.jsonl, tensorboard/, eval/ and videos/.
 Ctrl-C stops after the current step and leaves a checkpoint to resume from.
 """
+_ROBUSTNESS = """\
+visuomotor robustness: what a policy survives, which factor costs most, and which policy will transfer
+
+  visuomotor robustness checkpoint=runs/<run>                    every factor of the preset tabletop, and all together
+  visuomotor robustness checkpoint=<run> only=[delay,object_mass] episodes=50 conditions=0
+  visuomotor robustness checkpoint=<run> others=[<run>,<run>] real=<zarr> held_out=<randomization.yaml>
+
+The folder <run>/robustness holds robustness.html, robustness.json and conditions.jsonl; an interrupted command goes on.
+"""
 _RL = """\
 visuomotor rl: a policy from scratch, by PPO in parallel simulation
 
@@ -175,6 +184,11 @@ def eval_help() -> str:
     return _EVAL + _section("", EvalConfig)
 
 
+def robustness_help() -> str:
+    """Help of ``visuomotor robustness``."""
+    return _ROBUSTNESS + _section("", RobustnessConfig)
+
+
 def bench_help() -> str:
     """Help of ``visuomotor bench``."""
     return _BENCH + _section("", BenchConfig)
@@ -202,6 +216,14 @@ def settings_help(schema: type) -> str:
     return f"{title}\n\n{_section('', schema)}"
 
 
+def robot_help(schema: type) -> str:
+    """Help of a command that takes ``robot=`` besides the settings of ``schema``."""
+    return (
+        f"{settings_help(schema)}robot=<name> or a YAML file of your own; robot.<setting>=<value> changes one setting\n"
+        f"  {', '.join(preset_names())}\n\n{_section('robot: robot.', RobotConfig)}"
+    )
+
+
 def _section(title: str, schema: type) -> str:
     prefix = title.split(": ")[-1]
     head = f"Settings of {title.rsplit(': ', 1)[0]}" if title else "Settings, with their defaults"
@@ -216,14 +238,6 @@ def _lines(prefix: str, schema: type, instance: Any = None) -> list[str]:
         default = _default(f) if instance is None else getattr(instance, f.name)
         if is_dataclass(default):
             out += _lines(f"{prefix}{f.name}.", type(default), default)
-def robot_help(schema: type) -> str:
-    """Help of a command that takes ``robot=`` besides the settings of ``schema``."""
-    return (
-        f"{settings_help(schema)}robot=<name> or a YAML file of your own; robot.<setting>=<value> changes one setting\n"
-        f"  {', '.join(preset_names())}\n\n{_section('robot: robot.', RobotConfig)}"
-    )
-
-
             continue
         if f.name in ("task", "env") and schema in (TrainConfig, RLConfig, FinetuneConfig):
             continue  # set by the word task=

@@ -50,6 +50,7 @@ class Learner:
     ) -> None:  # fmt: skip
         self._likelihood, self._critic, self._config = likelihood, critic, config
         self._regularisers, self._processes = list(regularisers), Processes(accelerator)
+        self._compiled = torch.compile(likelihood.evaluate) if config.compile else None
         self.actor_optimizer = _adam(likelihood, config.lr)
         self.critic_optimizer = _adam(critic, config.critic_lr)
         self.lr = config.lr  # of the policy; the adaptive schedule changes it
@@ -195,7 +196,8 @@ class Learner:
         return loss
 
     def _evaluate(self, s: Samples) -> Evaluation:
-        return self._likelihood.evaluate({k: s.obs[k] for k in self._likelihood.policy.spec.obs}, s.record)
+        evaluate = self._compiled or self._likelihood.evaluate
+        return evaluate({k: s.obs[k] for k in self._likelihood.policy.spec.obs}, s.record)
 
     def _after_epoch(self, kl: float) -> bool:
         """Adapt the rate; whether to end the update."""

@@ -91,6 +91,24 @@ def _perturb(likelihood: Likelihood, by: float = 0.01) -> None:
             p.add_(by * torch.randn(p.shape, generator=g))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_the_ratio_begins_within_a_thousandth_of_1(make, observe, case):
+    likelihood = make(case)
+    obs = observe(likelihood.policy, N)
+    record = likelihood.rollout(obs, Draws(0))
+    found = torch.compile(likelihood.evaluate)(obs, record)
+    assert float((found.log_ratio.detach().exp() - 1.0).abs().max()) <= 1e-3
+    plain, compiled = (_gradients(likelihood, x) for x in (likelihood.evaluate(obs, record), found))
+    torch.testing.assert_close(compiled, plain, rtol=1e-2, atol=1e-3)
+
+
+def _gradients(likelihood: Likelihood, found: Any) -> Tensor:
+    likelihood.zero_grad()
+    found.log_ratio.sum().backward()
+    return torch.cat([p.grad.flatten() for p in likelihood.parameters() if p.grad is not None])
+
+
 @pytest.mark.parametrize("backbone", [None, UnetConfig(dims=[8, 16], groups=4, time_dim=8)], ids=["mlp", "unet"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_ratio_is_1_before_the_first_update_in_any_batch_and_after_a_reload(make, observe, case, backbone):

@@ -90,6 +90,18 @@ def test_the_ratio_is_1_with_the_weights_that_drew_the_chunk(case, make, observe
         assert _error(case, part, mask[rows], reduce="mean", level="chain") <= 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_the_ratio_begins_within_a_thousandth_of_1(case, make, observe, executed_of):
+    likelihood = make(case)
+    obs = observe(likelihood.policy, N)
+    record = likelihood.rollout(obs, Draws(0, 1, 2))
+    mask = likelihood.mask(executed_of(likelihood.policy, N), record)
+    found = torch.compile(likelihood.evaluate)(obs, record)
+    found.log_ratio.sum().backward()
+    assert _error(case, found, mask) <= 1e-3
+
+
 @pytest.mark.parametrize("case", ["gsde", "gmm", "carp", "fpo flow", "policyflow"])
 def test_with_a_convolutional_network_too(case, make, observe, executed_of):
     likelihood = make(case, backbone=UnetConfig(dims=[16, 32], groups=4, time_dim=16))

@@ -70,10 +70,8 @@ class ExcitationConfig:
             raise ConfigError(
                 f"episodes={self.episodes}, sines={self.sines}, margin={self.margin}: expected at least 1, 1 and 0"
             )
-        if self.duration <= 2 * self.ramp + 1 / self.lowest_hz * 0.25:
-            raise ConfigError(
-                f"duration={self.duration} s: too short for ramps of {self.ramp} s and {self.lowest_hz} Hz"
-            )
+        if self.duration < 2.5 * self.ramp:
+            raise ConfigError(f"duration={self.duration} s: too short; expected 2.5 times ramp={self.ramp} s or more")
         if not self.lowest_hz <= self.highest_hz < self.rate_hz / 4:
             raise ConfigError(
                 f"lowest_hz={self.lowest_hz}, highest_hz={self.highest_hz}, rate_hz={self.rate_hz}: expected the first "
@@ -212,7 +210,10 @@ class _Clearance:
         ids = [m.joint(j).id for j in robot.joints]
         self._columns = m.jnt_qposadr[ids]
         self.limits = np.where(m.jnt_limited[ids].astype(bool)[:, None], m.jnt_range[ids], [-np.inf, np.inf])
-        self._allowed = self._touching(np.array(robot.home))
+        first = int(m.jnt_bodyid[ids[0]])
+        stands = {b for b in range(m.nbody) if m.body_weldid[b] == 0} | {first}
+        touching = self._touching(np.array(robot.home))
+        self._allowed = {(a, b) for a, b in touching if a > 0 or b in stands}  # body 0 is the table
 
     def clear(self, motion: np.ndarray, rate_hz: float) -> bool:
         """For joint positions ``[T, n]``."""

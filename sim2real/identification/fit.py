@@ -18,7 +18,7 @@ from visuomotor.sim2real.identification.recording import Episode, Recording
 from visuomotor.sim2real.identification.toolbox import minimise
 from visuomotor.sim2real.identification.unknowns import Unknowns
 
-__all__ = ["FitConfig", "Fitted", "Problem", "fit", "split"]
+__all__ = ["FitConfig", "Fitted", "Problem", "fit", "residual", "split"]
 
 _FLOOR = {"position": 1e-6, "velocity": 1e-5, "effort": 1e-4}  # least sigma [rad, rad/s, N m]
 _ROWS = 60_000  # compared numbers, at most: records are thinned to it

@@ -17,7 +17,7 @@ from visuomotor.sim2real.identification.fit import Fitted, residual
 from visuomotor.sim2real.identification.toolbox import minimise
 from visuomotor.sim2real.identification.unknowns import Unknowns
 
-__all__ = ["Direction", "Estimate", "Posterior", "examine", "profile"]
+__all__ = ["Direction", "Estimate", "Posterior", "autocorrelation_time", "examine", "profile"]
 
 _STEP = 1e-3
 _WIDE = 30.0
@@ -95,7 +95,7 @@ def examine(fitted: Fitted, tolerance: float = 0.1) -> Posterior:
     """
     u, z = fitted.train.unknowns, fitted.z
     errors = fitted.train.errors(z[:, None])[0] / fitted.sigma
-    tau = _autocorrelation(errors, fitted.train.spans)
+    tau = autocorrelation_time(errors, fitted.train.spans)
     jacobian = _jacobian(fitted, 1 / (fitted.sigma * np.sqrt(tau)))
     information = jacobian.T @ jacobian
     n = len(z)
@@ -146,7 +146,7 @@ def _jacobian(fitted: Fitted, weight: np.ndarray) -> np.ndarray:
     return ((errors[:n] - errors[n:]) / (2 * _STEP)).reshape(n, -1).T
 
 
-def _autocorrelation(errors: np.ndarray, spans: np.ndarray) -> np.ndarray:
+def autocorrelation_time(errors: np.ndarray, spans: np.ndarray) -> np.ndarray:
     """Integrated autocorrelation time of each column in samples, at least 1 (Sokal's window of 5 times it)."""
     tau = np.ones(errors.shape[1])
     for c in range(errors.shape[1]):

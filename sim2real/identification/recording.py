@@ -159,16 +159,16 @@ def _columns(
 
 
 def _column(key: str, known: tuple[str, ...], joint: str, stated: str | None) -> int:
-    wanted = stated or joint
-    if wanted in known:
-        return known.index(wanted)
-    if stated is None:  # panda_joint1, robot/joint1, joint1_position
-        like = [n for n in known if n.endswith((f"_{joint}", f"/{joint}")) or n.startswith((f"{joint}_", f"{joint}/"))]
-        like = [n for n in like if not n.endswith(("_change", "_rate"))]  # other action modes of the simulation
-        if len(like) == 1:
-            return known.index(like[0])
+    for wanted in (stated, joint):
+        if wanted in known:
+            return known.index(str(wanted))
+    # panda_joint1, robot/joint1, joint1_position
+    like = [n for n in known if n.endswith((f"_{joint}", f"/{joint}")) or n.startswith((f"{joint}_", f"{joint}/"))]
+    like = [n for n in like if not n.endswith(("_change", "_rate"))]  # other action modes of the simulation
+    if len(like) == 1:
+        return known.index(like[0])
     raise DataError(
-        f"{key} has no joint {wanted!r}; it has {', '.join(known)}. Say joints.{joint}=<its name there>"
+        f"{key} has no joint {stated or joint!r}; it has {', '.join(known)}. Say joints.{joint}=<its name there>"
         + (", or take an array of joint positions as keys.command" if known[:1] == ("dx",) else "")
     )
 

@@ -143,6 +143,8 @@ def choose(
     if not blocks:
         raise ConfigError(f"fit is empty: expected some of {', '.join(FITTABLE)}")
     names = [name for b in blocks for name in b.names]
+    if set(DELAYS) <= set(names):
+        raise ConfigError(f"fit: {' and '.join(DELAYS)}: the motion shows only their sum; take one of both")
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise ConfigError(f"fit: {twice[0]} is asked for twice")
     whole = {b.thing for b in blocks if b.quantity == "inertia"}

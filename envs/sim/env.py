@@ -86,6 +86,7 @@ class SimVecEnv(VecEnv):
             task.privileged()
             names = task.privileged_names
             self.obs_spec["privileged"] = ArraySpec(shape=(len(names),), role="privileged", names=names)
+        self.obs_spec |= self.events.obs_spec
         self._cameras, self._film = make_cameras(self.sim, config.cameras), FilmRenderer(self.sim)
         for key, spec in ({} if self._cameras is None else self._cameras.spec).items():
             if key in self.obs_spec:
@@ -210,6 +211,7 @@ class SimVecEnv(VecEnv):
         obs = self.task.observe()
         if self._config.privileged:
             obs["privileged"] = self.task.privileged()
+        obs |= self.events.observe()
         if self._cameras is not None:
             obs |= self._cameras.observe(drawn)
         if lost:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.written import Written, chain
@@ -78,6 +79,14 @@ class Event(ABC):
             gather: rows ``[n, ...]`` of all processes one after another; all call it alike, with the same ``n``.
         """
 
+    def adds(self) -> dict[str, ArraySpec]:
+        """Observations that it adds to those of the task, by key, once it is bound."""
+        return {}
+
+    def observe(self) -> dict[str, Tensor]:
+        """What :meth:`adds` announces, ``{key: [N, ...]}``; fresh tensors."""
+        return {}
+
     def buffers(self) -> dict[str, Tensor]:
         """Live tensors that a snapshot has to hold."""
         return {}
@@ -111,6 +120,10 @@ class EventSchedule:
                 )
             e.bind(world)
         chain(events, world.sim)
+        self.obs_spec: dict[str, ArraySpec] = {}
+        self._observing = [e for e in events if e.adds()]
+        for e in self._observing:
+            self.obs_spec |= e.adds()
         self._events, self._watching = list(events), [e for e in events if e.watches]
         self._at: dict[str, list[Event]] = {w: [e for e in events if e.when == w] for w in WHEN}
         n, device = world.sim.num_envs, world.sim.device
@@ -155,6 +168,10 @@ class EventSchedule:
             worlds.put(due, worlds.take(elapsed) + self._wait(e, draws))
             if e.changes_state or e.changes_constants:
                 self._world.sim.forward(worlds)
+
+    def observe(self) -> dict[str, Tensor]:
+        """What events add to the observations of the task; ``obs_spec`` says what that is."""
+        return {k: v for e in self._observing for k, v in e.observe().items()}
 
     def buffers(self) -> dict[str, Tensor]:
         """When interval events are next due, and what events keep: live, for snapshots."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from visuomotor.data.errors import UserError
+from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.sim.events import Event
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
@@ -29,6 +30,9 @@ class Curriculum(Event):
 
     Args:
         parameters: what is drawn.
+
+    Attributes:
+        observed: the numbers are observed, as the privileged key ``randomization``.
     """
 
     when, watches = "reset", True
@@ -37,6 +41,7 @@ class Curriculum(Event):
         if not parameters:
             raise UserError("a curriculum without parameters; expected at least one")
         self.known = tuple(parameters)
+        self.observed = False
 
     @property
     def space(self) -> Space:
@@ -59,6 +64,15 @@ class Curriculum(Event):
     def watch(self, success: Tensor, ended: Tensor) -> None:
         self._reached |= success
         self._count(ended, self._reached)
+
+    def adds(self) -> dict[str, ArraySpec]:
+        """Each number as a share of its range, -1 to 1."""
+        names = tuple(p.name for p in self.known)
+        spec = ArraySpec(shape=(len(names),), role="privileged", names=names)
+        return {"randomization": spec} if self.observed else {}
+
+    def observe(self) -> dict[str, Tensor]:
+        return {"randomization": (2.0 * self._z - 1.0).float()}
 
     def parameters(self) -> Tensor:
         """The numbers of the running episodes, in the terms' units: float64 ``[N, K]``; live."""

@@ -48,6 +48,7 @@ def govern(config: CurriculumConfig, terms: Mapping[str, Event], names: Collecti
             f"randomization.curriculum.kind={config.kind} has nothing to govern: no term draws from a range"
         )
     curriculum = make_curriculum(config, parameters)
+    curriculum.observed = config.observe
     for p in parameters:
         terms[p.name].source = curriculum.source(p.name)  # type: ignore[attr-defined]
     return [curriculum, *events]

@@ -77,6 +77,8 @@ class DoraemonConfig:
         effective: least effective sample size of the importance weights, as a share of the episodes. Where a new
             distribution would fall below it, it stays nearer to the old one, and if that does not help more episodes
             are gathered.
+        caution: by how many of its standard errors the expected success has to be above ``success``: with many
+            parameters the weights flatter the distribution that was found with them.
         wait: nothing moves before ``success`` has been reached a first time.
     """
 
@@ -85,11 +87,14 @@ class DoraemonConfig:
     episodes: int = 256
     concentration: float = 200.0
     effective: float = 0.4
+    caution: float = 1.0
     wait: bool = True
 
     def __post_init__(self) -> None:
         _share("doraemon", self, "success", "effective")
         _above("doraemon", self, "divergence")
+        if not 0.0 <= self.caution <= 5.0:
+            raise ConfigError(f"randomization.curriculum.doraemon.caution={self.caution:g}: expected 0 to 5")
         if self.episodes < 8:
             raise ConfigError(f"randomization.curriculum.doraemon.episodes={self.episodes}: expected at least 8")
         if not 4.0 <= self.concentration <= 1000.0:

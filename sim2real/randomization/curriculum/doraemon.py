@@ -37,7 +37,7 @@ class Doraemon(Curriculum):
     def __init__(self, parameters: Sequence[Parameter], config: DoraemonConfig) -> None:
         super().__init__(parameters)
         self._config = config
-        self._limits = Limits(config.success, config.divergence, config.effective)
+        self._limits = Limits(config.success, config.divergence, config.effective, config.caution)
 
     def bind(self, world: World) -> None:
         super().bind(world)
@@ -59,7 +59,7 @@ class Doraemon(Curriculum):
             return
         rows = gather(self._ring[: self._size]).cpu().view(len(counts), self._size, -1)
         rows = torch.cat([r[: min(int(n), self._size)] for r, n in zip(rows, counts, strict=True)])
-        episodes = Episodes(rows[:, :-2], rows[:, -2], rows[:, -1])
+        episodes = Episodes(self._family.features(rows[:, :-2]), rows[:, -2], rows[:, -1])
         phi = self._phi.cpu()
         success, effective = (float(x) for x in estimate(self._family, phi, episodes))
         self._rate.fill_(success)
@@ -91,7 +91,7 @@ class Doraemon(Curriculum):
 
     def _sample(self, worlds: Selection, draws: Draws) -> Tensor:
         z = Family.quantile(self._table, draws.uniform((len(self.space),)).double().T).T
-        worlds.put(self._log_q, self._family.log_prob(self._phi, z))
+        worlds.put(self._log_q, self._family.log_prob(self._phi, self._family.features(z)))
         return z
 
     def _quantiles(self) -> tuple[Tensor, Tensor]:

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Family"]
+__all__ = ["Family", "Features"]
 
 _CELLS = 2048  # of the table from which Betas are drawn
 _LOGIT = 9.0  # largest log-odds
 _SLACK = 0.1  # by which log a may lie outside of what it begins between; a = b = 1 has to lie within
+
+
+@dataclass(frozen=True)
+class Features:
+    """Points of unit coordinates: logarithms of each range's ``z`` and then ``1 - z``, and which values are chosen."""
+
+    logs: Tensor  # [..., 2 C]
+    chosen: list[Tensor]  # int64 [...] of each choice
 
 
 class Family:
@@ -49,13 +58,19 @@ class Family:
         )
         self._widest = sum(math.log(n) for _, n in self._choices)
 
-    def log_prob(self, phi: Tensor, z: Tensor) -> Tensor:
-        """Log-density ``[...]`` at ``z [..., K]``: of the Betas on the unit interval, of choices the probability."""
-        a, b = self._shapes(phi)
+    def features(self, z: Tensor) -> Features:
+        """What of ``z [..., K]`` log-densities are made of; worth keeping where many are computed."""
         x = z[..., self._betas].clamp(1e-9, 1.0 - 1e-9)
-        out = ((a - 1.0) * x.log() + (b - 1.0) * torch.log1p(-x) - _log_beta(a, b)).sum(-1)
-        for (k, n), log_p in zip(self._choices, self._log_p(phi), strict=True):
-            out = out + log_p[(z[..., k] * n).long().clamp(0, n - 1)]
+        chosen = [(z[..., k] * n).long().clamp(0, n - 1) for k, n in self._choices]
+        return Features(torch.cat([x.log(), torch.log1p(-x)], -1), chosen)
+
+    def log_prob(self, phi: Tensor, at: Features) -> Tensor:
+        """Log-density ``[...]``: of the Betas on the unit interval, of choices the probability."""
+        n = len(self._betas)
+        a, b = self._shapes(phi)
+        out = at.logs @ (phi[: 2 * n].exp() - 1.0) - _log_beta(a, b).sum()
+        for chosen, log_p in zip(at.chosen, self._log_p(phi), strict=True):
+            out = out + log_p[chosen]
         return out
 
     def entropy(self, phi: Tensor) -> Tensor:

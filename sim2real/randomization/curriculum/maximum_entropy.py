@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visuomotor.sim2real.randomization.curriculum.family import Family
+from visuomotor.sim2real.randomization.curriculum.family import Family, Features
 from visuomotor.sim2real.randomization.curriculum.solver import Problem, minimise, nearest_feasible
 
 __all__ = ["Episodes", "Limits", "estimate", "next_distribution"]
@@ -23,8 +23,8 @@ __all__ = ["Episodes", "Limits", "estimate", "next_distribution"]
 class Episodes:
     """``M`` episodes: where each lay, how likely that was when it was drawn, and whether it reached its goal."""
 
-    z: Tensor  # [M, K] unit coordinates
-    log_q: Tensor  # [M] log-density of z in the distribution that it was drawn from
+    at: Features  # M points
+    log_q: Tensor  # [M] log-density in the distribution that each was drawn from
     success: Tensor  # [M] 0 or 1
 
 
@@ -42,12 +42,12 @@ class Limits:
     success: float
     divergence: float
     effective: float
-    caution: float = 0.0
+    caution: float
 
 
 def estimate(family: Family, phi: Tensor, episodes: Episodes, caution: float = 0.0) -> tuple[Tensor, Tensor]:
     """Expected success under ``phi`` less ``caution`` standard errors, and the share of effective samples."""
-    w = torch.softmax(family.log_prob(phi, episodes.z) - episodes.log_q, 0)
+    w = torch.softmax(family.log_prob(phi, episodes.at) - episodes.log_q, 0)
     mean, squares = (w * episodes.success).sum(), w.square().sum()
     variance = (w.square() * (episodes.success - mean).square()).sum()  # of a ratio estimator (Owen 2013, 9.9)
     return mean - caution * (variance + 1e-12).sqrt(), 1.0 / (len(w) * squares)

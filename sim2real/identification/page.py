@@ -91,18 +91,17 @@ def _estimates(posterior: Posterior) -> str:
             why.append(f"confused with {escape(e.partner[0])} (correlation {e.partner[1]:+.2f})")
         if e.at_bound:
             why.append("at the end of its range")
-        rows.append(
-            [escape(e.name), f"{e.nominal:.4g}", f"<b>{e.value:.4g}</b> ± {e.std:.2g}", escape(e.unit), _bar(e.shrunk),
-             ", ".join(why)]
-        )  # fmt: skip
+        found = f"<b>{e.value:.4g}</b> ± {e.std:.2g}"
+        bar = _bar(e.shrunk, e.verdict == "identified")
+        rows.append([escape(e.name), f"{e.nominal:.4g}", found, escape(e.unit), bar, ", ".join(why)])
     head = ("unknown", "model", "found ± standard deviation", "unit", "posterior width against prior", "verdict")
     return _table(head, rows)
 
 
-def _bar(shrunk: float) -> str:
+def _bar(shrunk: float, identified: bool) -> str:
     """Log scale from 1/1000 to 1: full when nothing was learnt."""
     part = min(max(1 + math.log10(max(shrunk, 1e-3)) / 3, 0.0), 1.0)
-    colour = 2 if shrunk < 0.1 else 3
+    colour = 2 if identified else 3
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_ROW}"><rect class="c{colour}" x="0" y="3" width="{part * 220:.0f}" height="8"/>'
         f'<text x="{part * 220 + 6:.0f}" y="12">{shrunk:.3f}</text></svg>'

@@ -218,9 +218,16 @@ def _scalar(quantity: str, q: Quantity, m: mujoco.MjModel, name: str, widths: di
 
     one = np.ones(1)
     return Block(
-        quantity=quantity, thing=name, names=(f"{quantity}/{name}",), unit=(q.unit,), nominal=nominal * one,
+        quantity=quantity, thing=name, names=(f"{quantity}/{name}",), unit=(_unit(q, m, name),), nominal=nominal * one,
         width=width * one, log=np.array([nominal != 0]), floor=0 * one, write=write, constants=q.constants,
     )  # fmt: skip
+
+
+def _unit(q: Quantity, m: mujoco.MjModel, name: str) -> str:
+    """Of a hinge or a slide, where the quantity has both."""
+    slide, _, hinge = q.unit.partition(" or ")
+    turns = q.kind == "joint" and m.jnt_type[m.joint(name).id] == mujoco.mjtJoint.mjJNT_HINGE.value
+    return hinge if hinge and (turns or q.kind == "actuator") else slide
 
 
 def _size(quantity: str, m: mujoco.MjModel, dof: int) -> float:

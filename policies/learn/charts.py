@@ -20,13 +20,17 @@ LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 12.0, 40.0
 
 @dataclass(frozen=True)
 class Series:
-    """A named curve; ``style`` is ``"line"``, ``"faint"`` (no legend, no read-out) or ``"dots"``, ``colour`` 1..4."""
+    """A named curve; ``style`` is ``"line"``, ``"faint"`` (no legend, no read-out) or ``"dots"``, ``colour`` 1..4.
+
+    With ``base``, the lower edge of a band whose upper edge is ``y``, the band is filled.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     style: str = "line"
     colour: int = 1
+    base: Sequence[float] | None = None
 
 
 def human(value: float) -> str:
@@ -130,6 +134,7 @@ def line_chart(
     if not drawn:
         return ""
     xs, ys = [[p[i] for _, points in drawn for p in points] for i in (0, 1)]
+    ys += [y for s, _ in drawn for y in s.base or ()]
     x0, x1 = x_range or (min(xs), max(xs))
     x1 = max(x1, x0 + 1)  # a single point has an axis too
     y0, y1 = y_range or _padded(ys, log_y)
@@ -145,13 +150,18 @@ def line_chart(
     body, chart, legend = [], [], []
     for s, points in drawn:
         at = [(round(px(x), 1), round(py(y), 1)) for x, y in points]
-        if len(at) > 1:
+        if s.base is not None:
+            edge = [*at, *[(round(px(x), 1), round(py(y), 1)) for x, y in zip(s.x, s.base, strict=True)][::-1]]
+            body.append(f'<polygon class="c{s.colour}" points="{" ".join(f"{x},{y}" for x, y in edge)}"/>')
+        elif len(at) > 1:
             body.append(f'<polyline class="{s.style} c{s.colour}" points="{" ".join(f"{x},{y}" for x, y in at)}"/>')
         if s.style == "dots" or len(at) == 1:
             body += [f'<circle class="c{s.colour}" cx="{x}" cy="{y}" r="3"/>' for x, y in at]
         if s.style != "faint":
             legend.append(f'<span class="key c{s.colour}">{escape(s.name)}</span>')
             text = [f"{human(y)} at {x:,.0f}" for x, y in points]
+            if s.base is not None:
+                text = [f"{human(b)} to {t}" for b, t in zip(s.base, text, strict=True)]
             chart.append({"name": s.name, "colour": s.colour, "at": at, "text": text})
     ticks = log_ticks(y0, y1) if log_y else linear_ticks(y0, y1)
     axes = _axes(

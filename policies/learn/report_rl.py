@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html import escape
 
 from visuomotor.policies.learn import report_parts as parts
@@ -110,7 +111,29 @@ def curves(metrics: Sequence[Json]) -> str:
             y_range=(0.0, 1.0),
         ),
     ]
-    return f'<div class="grid2">{"".join(charts)}</div>'
+    grid = f'<div class="grid2">{"".join(charts)}</div>'
+    return grid + _randomisation(rows, chart, curve)
+
+
+def _randomisation(rows: Sequence[Json], chart: Callable[..., str], curve: Callable[..., Series]) -> str:
+    """How the distributions of randomised quantities changed: what nine of ten numbers lay between, and why."""
+    names = dict.fromkeys(k.removeprefix("dr_low/") for m in rows for k in m if k.startswith("dr_low/"))
+    if not names:
+        return ""
+    charts = [
+        chart("Share of the ranges in use", curve("share", "dr_width", 1), y_range=(0.0, 1.0)),
+        chart("Entropy less that of the whole ranges [nat per parameter]", curve("entropy", "dr_entropy", 4)),
+        chart(
+            "What the curriculum judges by",
+            curve("success in the distribution", "dr_success", 2),
+            curve("effective samples", "dr_effective", 3),
+            y_range=(0.0, 1.0),
+        ),
+    ]
+    for name in names:
+        low, high = curve("", f"dr_low/{name}", 1), curve(f"nine of ten {name}", f"dr_high/{name}", 1)
+        charts.append(chart(f"Drawn: {name}", replace(high, base=low.y)))
+    return f'<h3>Randomisation</h3><div class="grid2">{"".join(charts)}</div>'
 
 
 def videos(final: Json | None) -> Json | None:

@@ -36,6 +36,7 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor play task=lift record=<zarr>             a window: act by keyboard or gamepad, record demonstrations
   visuomotor play checkpoint=<run>                    watch a policy, and take over from it
   visuomotor twin robot=panda_twin task=lift          a simulated arm with the robot's ROS interface, to rehearse on
+  visuomotor doctor robot=ur5e checkpoint=<run>       what stands in the way of a deployment, before anything moves
   visuomotor envs list                                external suites: installed or not, and how to install them
   visuomotor envs check <id>                          types, seeds, speed and a picture of an environment
   visuomotor info                                     versions, devices, extras present or missing
@@ -75,6 +76,7 @@ def _run(words: list[str]) -> int:
         "robustness": _robustness,
         "play": _play,
         "twin": _twin,
+        "doctor": _doctor,
         "envs": _envs,
         "info": _info,
     }
@@ -195,6 +197,18 @@ def _twin(words: list[str]) -> int:
     from visuomotor.configs.twin import main as twin
 
     return twin(words)
+
+
+def _doctor(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.doctor import DoctorConfig
+        from visuomotor.configs.help import robot_help
+
+        print(robot_help(DoctorConfig), end="")
+        return 0
+    from visuomotor.configs.doctor import main as doctor
+
+    return doctor(words)
 
 
 def _envs(words: list[str]) -> int:

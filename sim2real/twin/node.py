@@ -17,18 +17,9 @@ import numpy as np
 
 from visuomotor.data.errors import ConfigError
 from visuomotor.sim2real.kinematics import Kinematics
-from visuomotor.sim2real.messages import (
-    Boolean,
-    CompressedImage,
-    FloatArray,
-    Image,
-    JointState,
-    Message,
-    Pose,
-    Text,
-    Transforms,
-)
+from visuomotor.sim2real.messages import Boolean, JointState, Message, Text
 from visuomotor.sim2real.robots.config import RobotConfig
+from visuomotor.sim2real.robots.topics import VALUE_MESSAGES, camera_message
 from visuomotor.sim2real.safety.config import ArmLimits
 from visuomotor.sim2real.transports.base import COMMAND, SENSOR, Publisher, Transport
 from visuomotor.sim2real.twin.cartesian import HandPose, HandTwist
@@ -43,7 +34,6 @@ __all__ = ["RESET_TOPIC", "STATUS_TOPIC", "SUCCESS_TOPIC", "Twin", "TwinStatus"]
 SUCCESS_TOPIC = "/visuomotor/twin/success"
 RESET_TOPIC = "/visuomotor/twin/reset"
 STATUS_TOPIC = "/visuomotor/twin/status"
-_VALUE_MESSAGES: dict[str, type[Message]] = {"pose": Pose, "transform": Transforms, "numbers": FloatArray}
 _STATUS_HZ = 2.0  # of the status
 
 
@@ -269,11 +259,10 @@ class Twin:
         self._success = t.advertise(r.success_topic or SUCCESS_TOPIC, Boolean, COMMAND)
         self._told = t.advertise(STATUS_TOPIC, Text, COMMAND)
         self._values: dict[str, Publisher[Any]] = {
-            k: t.advertise(s.topic, _VALUE_MESSAGES[s.type], SENSOR) for k, s in r.values.items() if k in observed
+            k: t.advertise(s.topic, VALUE_MESSAGES[s.type], SENSOR) for k, s in r.values.items() if k in observed
         }
         self._cameras: dict[str, Publisher[Any]] = {
-            k: t.advertise(r.cameras[k].topic, CompressedImage if r.cameras[k].compressed else Image, SENSOR)
-            for k in self._config.cameras
+            k: t.advertise(r.cameras[k].topic, camera_message(r.cameras[k]), SENSOR) for k in self._config.cameras
         }
 
     def _listen(self, topic: str, channel: _Channel) -> None:

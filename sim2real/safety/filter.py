@@ -81,7 +81,8 @@ class SafetyFilter:
         self._now = [Motion(x, 0.0, 0.0) for x in values.tolist()]
         self._bottom = [min(low, m.q) for low, m in zip(self._low, self._now, strict=True)]
         self._top = [max(high, m.q) for high, m in zip(self._high, self._now, strict=True)]
-        self._allowed = 0.0 if self._geometry is None else max(0.0, self._geometry.depth(values[None])[0])
+        if self._geometry is not None:
+            self._geometry.begin(values)
         self._active: set[str] = set()
         self._refused = 0
         self.rearm()
@@ -235,8 +236,7 @@ class SafetyFilter:
         if self._geometry is None:
             return wanted
         depth, where = self._geometry.depth(self._braking_path(wanted))
-        if depth <= self._allowed + _ROUNDING:
-            self._allowed = max(0.0, min(depth, self._allowed))
+        if depth <= _ROUNDING:
             return wanted
         _note(events, "geometry", where)
         return self._stopping()

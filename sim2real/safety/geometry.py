@@ -7,12 +7,12 @@ for the way between them; distances to spheres and between links are those of th
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 from visuomotor.sim2real.kinematics import Kinematics
-from visuomotor.sim2real.safety.config import SafetyConfig
+from visuomotor.sim2real.safety.config import PlaneConfig, SafetyConfig
 
 __all__ = ["Geometry"]
 
@@ -35,69 +35,71 @@ class Geometry:
         links = kinematics.links
         box = config.workspace
         self._box = None if box is None else (np.array(box.low), np.array(box.high))
+        self._spare = np.zeros((2, 3))  # how far the hand's point may be beyond each side of it
         self._first = int(np.searchsorted(links, 1))  # spheres before this one stand still
         self._wrist = int(np.searchsorted(links, kinematics.n))  # those from here on are the hand's
-        self._planes = [
-            (
-                np.array(p.normal) / math.hypot(*p.normal),
-                p.offset,
-                slice(self._first, None if p.hand else self._wrist),
-                p.name,
-            )
-            for p in config.planes
-        ]
         self._reach = kinematics.radii + config.clearance
-        self._keep_out = [(np.array(k.centre), self._reach[self._first :] + k.radius, k.name) for k in config.keep_out]
-        self._own_pairs = _pairs(kinematics, config.clearance) if config.self_collision else []
-        self._hulls = _hulls(kinematics) if self._own_pairs else (np.zeros((0, 4)), np.zeros(0))
-        self._one, self._two = np.array([(p.one, p.two) for p in self._own_pairs], np.intp).reshape(-1, 2).T
+        self._walls = [_wall(p, self._reach, self._first, self._wrist) for p in config.planes]
+        self._balls = [
+            _Ball(np.array(k.centre), self._reach[self._first :] + k.radius, k.name) for k in config.keep_out
+        ]
+        self._pairs = _pairs(kinematics, config.clearance) if config.self_collision else []
+        self._hulls = _hulls(kinematics)
+        self._one, self._two = np.array([(p.one, p.two) for p in self._pairs], np.intp).reshape(-1, 2).T
         self._hull_sums = self._hulls[1][self._one] + self._hulls[1][self._two] + config.clearance
 
     @property
     def empty(self) -> bool:
         """Nothing is constrained."""
-        return not (self._planes or self._keep_out or self._own_pairs) and self._box is None
+        return not (self._walls or self._balls or self._pairs) and self._box is None
+
+    def begin(self, q: np.ndarray) -> None:
+        """Where the arm is too near to something at ``q [n]``, it may be as near from now on, but no nearer."""
+        frames = self._arm.frames(q[None])
+        centres, tcp = self._arm.spheres_of(frames)[0], self._arm.tcp_of(frames)[0]
+        if self._box is not None:
+            self._spare = np.maximum(0.0, np.stack([self._box[0] - tcp, tcp - self._box[1]]))
+        for wall in self._walls:
+            wall.allow(tcp, centres)
+        for ball in self._balls:
+            ball.allow(centres[:, self._first :])
+        for pair in self._pairs:
+            pair.allow(centres)
 
     def depth(self, path: np.ndarray) -> tuple[float, str]:
         """How far the path ``[P, n]`` of joint positions goes too far [m; 0 or less: it is free], and where."""
         frames = self._arm.frames(path)
         centres = self._arm.spheres_of(frames)  # [P, 3, K]
         found = [(-math.inf, "")]
-        if self._box is not None or self._planes:
+        if self._box is not None or self._walls:
             tcp = self._arm.tcp_of(frames)
             if self._box is not None:
                 found.append(self._outside(tcp, *self._box))
-            for normal, offset, counted, name in self._planes:
-                most = offset - float((tcp @ normal).min())
-                over = self._reach[counted] - normal @ centres[:, :, counted]
-                if over.size:
-                    most = max(most, offset + float(over.max()))
-                found.append((most, f"{name}: the arm would be beyond it by {most:.3f} m"))
+            for wall in self._walls:
+                most = wall.depth(tcp, centres)
+                found.append((most, f"{wall.name}: the arm would be beyond it by {most:.3f} m"))
         steps = np.diff(centres[:, :, self._first :], axis=0)
         travel = float(np.sqrt((steps * steps).sum(1)).sum(0).max()) if steps.size else 0.0
-        found += [self._inside(centres[:, :, self._first :], travel, *sphere) for sphere in self._keep_out]
-        if self._own_pairs:
+        found += [self._inside(centres[:, :, self._first :], travel, ball) for ball in self._balls]
+        if self._pairs:
             found.append(self._own(frames, centres, travel))
         return max(found)
 
-    @staticmethod
-    def _outside(tcp: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, str]:
-        over = np.stack([low - tcp, tcp - high])
-        side, _, axis = (int(i) for i in np.unravel_index(int(over.argmax()), over.shape))
+    def _outside(self, tcp: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, str]:
+        over = np.stack([low - tcp.min(0), tcp.max(0) - high]) - self._spare
+        side, axis = (int(i) for i in np.unravel_index(int(over.argmax()), over.shape))
         most, bound = float(over.max()), (low, high)[side][axis]
         return most, f"workspace: the hand's {'xyz'[axis]} would be beyond {bound:g} m by {most:.3f} m"
 
-    def _inside(
-        self, centres: np.ndarray, travel: float, centre: np.ndarray, reach: np.ndarray, name: str
-    ) -> tuple[float, str]:
-        way = centres - centre[:, None]
+    def _inside(self, centres: np.ndarray, travel: float, ball: _Ball) -> tuple[float, str]:
+        way = centres - ball.centre[:, None]
         start = way[0]
-        if not (np.sqrt((start * start).sum(0)) < reach + travel).any():
+        if not (np.sqrt((start * start).sum(0)) < ball.reach + travel).any():
             return -math.inf, ""
-        over = reach - _nearest(way)
+        over = ball.reach - _nearest(way)
         which = int(over.argmax())
         link = self._links[int(self._arm.links[self._first + which])]
-        return float(over[which]), f"{name}: {link} would be too near by {float(over[which]):.3f} m"
+        return float(over[which]), f"{ball.name}: {link} would be too near by {float(over[which]):.3f} m"
 
     def _own(self, frames: np.ndarray, centres: np.ndarray, travel: float) -> tuple[float, str]:
         """Of the arm's links against each other. Links whose hulls cannot meet on this path are passed over."""
@@ -106,7 +108,7 @@ class Geometry:
         near = np.sqrt((between * between).sum(1)) < self._hull_sums + 2.0 * travel
         worst = (-math.inf, "")
         for index in np.flatnonzero(near).tolist():
-            pair = self._own_pairs[index]
+            pair = self._pairs[index]
             start = centres[0][:, pair.first] - centres[0][:, pair.second]
             close = np.flatnonzero(np.sqrt((start * start).sum(0)) < pair.reach + 2.0 * travel)
             if len(close):
@@ -117,14 +119,65 @@ class Geometry:
         return worst
 
 
-class _Pair(NamedTuple):
+@dataclass(eq=False)
+class _Wall:
+    """A plane; ``reach`` of the spheres that count and ``spare`` of the hand's point say how near they may be [m]."""
+
+    normal: np.ndarray
+    offset: float
+    counted: slice
+    least: np.ndarray
+    name: str
+    reach: np.ndarray
+    spare: float = 0.0
+
+    def allow(self, tcp: np.ndarray, centres: np.ndarray) -> None:
+        self.spare = max(0.0, self.offset - float(tcp @ self.normal))
+        self.reach = np.minimum(self.least, self.normal @ centres[:, self.counted] - self.offset)
+
+    def depth(self, tcp: np.ndarray, centres: np.ndarray) -> float:
+        most = self.offset - float((tcp @ self.normal).min()) - self.spare
+        over = self.reach - self.normal @ centres[:, :, self.counted]
+        return max(most, self.offset + float(over.max())) if over.size else most
+
+
+@dataclass(eq=False)
+class _Ball:
+    """A sphere to stay out of; ``reach``: how near the arm's moving spheres may be to its centre [m]."""
+
+    centre: np.ndarray
+    least: np.ndarray
+    name: str
+
+    def __post_init__(self) -> None:
+        self.reach = self.least
+
+    def allow(self, centres: np.ndarray) -> None:
+        self.reach = np.minimum(self.least, np.linalg.norm(centres - self.centre[:, None], axis=0))
+
+
+@dataclass(eq=False)
+class _Pair:
     """Two links and the pairs of their spheres: the distance of their centres has to be ``reach [M]`` [m]."""
 
     one: int
     two: int
     first: np.ndarray
     second: np.ndarray
-    reach: np.ndarray
+    least: np.ndarray
+
+    def __post_init__(self) -> None:
+        self.reach = self.least
+
+    def allow(self, centres: np.ndarray) -> None:
+        between = centres[:, self.first] - centres[:, self.second]
+        self.reach = np.minimum(self.least, np.linalg.norm(between, axis=0))
+
+
+def _wall(config: PlaneConfig, reach: np.ndarray, first: int, wrist: int) -> _Wall:
+    counted = slice(first, None if config.hand else wrist)
+    normal = np.array(config.normal) / math.hypot(*config.normal)
+    return _Wall(normal, config.offset, counted, reach[counted], config.name, reach[counted])
 
 
 def _pairs(arm: Kinematics, clearance: float) -> list[_Pair]:

@@ -29,8 +29,10 @@ class TransportConfig:
         name: one of ``TRANSPORTS``; ``auto`` takes what the environment offers.
         node: the name that others see.
         domain: of ROS 2; null: ``ROS_DOMAIN_ID``, or 0.
-        interface: of ``dds``: name or address of a network interface, or ``auto``; empty: localhost, unless
-            ``ROS_AUTOMATIC_DISCOVERY_RANGE`` is ``SUBNET`` or ``CYCLONEDDS_URI`` is set.
+        interface: of ``dds``: name or address of a network interface, ``auto`` for the one that Cyclone chooses, ``lo``
+            for this machine alone. A node on another interface is not found, on the same machine either. Empty: what
+            ``CYCLONEDDS_URI`` says, or else as ROS does it: ``lo`` where ``ROS_AUTOMATIC_DISCOVERY_RANGE`` is
+            ``LOCALHOST`` or ``OFF``, or ``ROS_LOCALHOST_ONLY`` is 1, otherwise ``auto``.
         peers: of ``dds``: hosts to ask directly, where the network has no multicast; empty: ``ROS_STATIC_PEERS``.
     """
 
@@ -85,6 +87,14 @@ def _domain(config: TransportConfig, environment: Mapping[str, str]) -> int:
     return int(text)
 
 
+def _network(config: TransportConfig, environment: Mapping[str, str]) -> tuple[str, list[str]]:
+    peers = config.peers or [host for host in environment.get("ROS_STATIC_PEERS", "").split(";") if host]
+    if config.interface or (environment.get("CYCLONEDDS_URI") and not config.peers):
+        return config.interface, peers
+    local = environment.get("ROS_AUTOMATIC_DISCOVERY_RANGE") in ("LOCALHOST", "OFF")
+    return "lo" if local or environment.get("ROS_LOCALHOST_ONLY") == "1" else "auto", peers
+
+
 def make_transport(config: TransportConfig, bus: Bus | None = None) -> Transport:
     """The transport of these settings; ``bus`` is what ``inproc`` connects to.
 
@@ -99,12 +109,7 @@ def make_transport(config: TransportConfig, bus: Bus | None = None) -> Transport
     if name == "dds":
         from visuomotor.sim2real.transports.dds import DdsTransport
 
-        interface, peers = config.interface, config.peers
-        if not interface and environment.get("ROS_AUTOMATIC_DISCOVERY_RANGE") == "SUBNET":
-            interface = "auto"
-        if not peers and (static := environment.get("ROS_STATIC_PEERS")):
-            peers = [host for host in static.split(";") if host]
-        return DdsTransport(config.node, _domain(config, environment), interface, peers)
+        return DdsTransport(config.node, _domain(config, environment), *_network(config, environment))
     if config.interface or config.peers:
         raise ConfigError(f"transport.interface and transport.peers are of dds, not of {name}: its own settings decide")
     if name == "rclpy":

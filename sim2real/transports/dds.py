@@ -191,7 +191,8 @@ class DdsTransport(Transport):
     Args:
         node: its name.
         domain: ``ROS_DOMAIN_ID``.
-        interface: name or address of a network interface, ``auto`` for all; empty: localhost only.
+        interface: name or address of a network interface, ``auto`` for the one that Cyclone chooses, ``lo`` for this
+            machine alone; empty: as ``CYCLONEDDS_URI`` says.
         peers: hosts that are asked directly, where the network has no multicast.
 
     Raises:
@@ -201,7 +202,7 @@ class DdsTransport(Transport):
     name = "dds"
 
     def __init__(
-        self, node: str = "visuomotor", domain: int = 0, interface: str = "", peers: Sequence[str] = ()
+        self, node: str = "visuomotor", domain: int = 0, interface: str = "lo", peers: Sequence[str] = ()
     ) -> None:
         self.node = node
         self._domain = _domain(domain, interface, peers)
@@ -314,9 +315,7 @@ class DdsTransport(Transport):
 
 
 def _domain(domain: int, interface: str, peers: Sequence[str]) -> _SharedDomain:
-    config = cyclone_settings(interface, peers)
-    if not interface and not peers and (uri := os.environ.get("CYCLONEDDS_URI")):
-        config = uri
+    config = cyclone_settings(interface, peers) if interface else os.environ.get("CYCLONEDDS_URI", "")
     shared = _domains.get(domain)
     if shared is not None and shared.config != config:
         raise ConfigError(f"this process already uses domain {domain} with other interfaces or peers")

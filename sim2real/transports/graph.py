@@ -28,7 +28,7 @@ __all__ = [
 
 DISCOVERY_TOPIC = "ros_discovery_info"
 DISCOVERY_TYPE = "rmw_dds_common/msg/ParticipantEntitiesInfo"
-LOCALHOST = ("", "lo", "localhost", "127.0.0.1")
+LOCALHOST = ("lo", "localhost", "127.0.0.1")
 _GID = 16
 # Fast DDS 3 (ROS 2 Kilted and later) announces type information that Cyclone refuses; 1.15 is its vendor
 _COMPATIBLE = "<Compatibility><IgnoreTypeInformation>1.15</IgnoreTypeInformation></Compatibility>"
@@ -97,9 +97,9 @@ def assemble(
 
 
 def cyclone_settings(interface: str, peers: Sequence[str]) -> str:
-    """Cyclone's XML for an interface (name, address, ``auto``; empty: localhost) and hosts that are asked directly.
+    """Cyclone's XML for an interface (name, address, ``auto``, or ``lo``) and hosts that are asked directly.
 
-    On localhost, hosts are found by asking 127.0.0.1, as rmw_cyclonedds does it: it works in containers without
+    On ``lo``, hosts are found by asking 127.0.0.1, as rmw_cyclonedds does it: it works in containers without
     multicast. Elsewhere by multicast, and the given hosts; data always goes to who listens, never to all.
     """
     local = interface in LOCALHOST

@@ -1,6 +1,8 @@
 """The bridge's side of the contract tests: one transport, in whatever environment has it, against a robot.
 
-python contract.py TRANSPORT MODE TOPIC KIND,KIND,...      prints one line of JSON, ends after one line of input
+python contract.py TRANSPORT MODE TOPIC KIND,KIND,... PATIENCE
+
+prints one line of JSON and ends after one line of input. PATIENCE [s]: how long nodes may take to say what they own.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ def command(out: Any, mode: str) -> list[list[float]]:
 
 
 def main() -> None:
-    name, mode, topic, kinds = sys.argv[1:]
+    name, mode, topic, kinds, patience_s = sys.argv[1:]
     transport = make_transport(TransportConfig(name=name, node="bridge"))
     states: list[tuple[m.JointState, int]] = []
     stream = transport.subscribe("/joint_states", m.JointState, lambda x, t: states.append((x, t)), SENSOR)
@@ -131,6 +133,10 @@ def main() -> None:
     begin = len(states)
     result["sent"] = command(out, mode)
     time.sleep(0.7)
+    until(
+        lambda: all(e.node != "?" for i in transport.graph() if i.topic == topic for e in i.subscribers),
+        float(patience_s),
+    )
     last = states[-1][0]
     times = np.diff([t for _, t in states[begin:]]) / 1e9
     result |= {

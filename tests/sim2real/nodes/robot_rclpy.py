@@ -57,7 +57,8 @@ def log_graph(log, node, topic):
         {"node": i.node_name, "type": i.topic_type, "hash": str(getattr(i, "topic_type_hash", ""))}
         for i in node.get_publishers_info_by_topic(topic)
     ]
-    log("graph", nodes=nodes, publishers=publishers)
+    owned = node.get_publisher_names_and_types_by_node("bridge", "/") if "/bridge" in nodes else []
+    log("graph", nodes=nodes, publishers=publishers, owned=[name for name, _ in owned])
 
 
 def main():

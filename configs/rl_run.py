@@ -27,6 +27,7 @@ from visuomotor.policies.learn.evaluate import EvalResult, compare
 from visuomotor.policies.learn.events import GracefulStop
 from visuomotor.policies.learn.report import write_report
 from visuomotor.policies.ppo.trainer import PPOTrainer, UpdateEvent
+from visuomotor.sim2real.randomization.build import build_events
 
 __all__ = ["RLRun", "split_state", "whole_state"]
 
@@ -97,7 +98,9 @@ class RLRun:
         c = self._config
         if not c.eval.episodes:
             return None
-        evaluator = RolloutEvaluator(c.task, c.env, c.eval.rollout(), self._policy.spec, data=DataConfig())
+        evaluator = RolloutEvaluator(
+            c.task, c.env, c.eval.rollout(), self._policy.spec, data=DataConfig(), events=build_events(c.randomization)
+        )  # all ranges, whatever the curriculum: a checkpoint that is good in narrow ones alone is not chosen
         evaluator.check(self._policy)
         return evaluator
 

@@ -122,7 +122,7 @@ def _randomisation(rows: Sequence[Json], chart: Callable[..., str], curve: Calla
         return ""
     charts = [
         chart("Share of the ranges in use", curve("share", "dr_width", 1), y_range=(0.0, 1.0)),
-        chart("Entropy less that of the whole ranges [nat per parameter]", curve("entropy", "dr_entropy", 4)),
+        chart("Entropy below the largest [nat per parameter]", curve("entropy", "dr_entropy", 4)),
         chart(
             "What the curriculum judges by",
             curve("success in the distribution", "dr_success", 2),
@@ -131,7 +131,7 @@ def _randomisation(rows: Sequence[Json], chart: Callable[..., str], curve: Calla
         ),
     ]
     for name in names:
-        low, high = curve("", f"dr_low/{name}", 1), curve(f"nine of ten {name}", f"dr_high/{name}", 1)
+        low, high = curve("", f"dr_low/{name}", 1), curve("nine of ten draws", f"dr_high/{name}", 1)
         charts.append(chart(f"Drawn: {name}", replace(high, base=low.y)))
     return f'<h3>Randomisation</h3><div class="grid2">{"".join(charts)}</div>'
 

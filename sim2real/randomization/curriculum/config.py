@@ -83,7 +83,7 @@ class DoraemonConfig:
     """
 
     success: float = 0.6
-    divergence: float = 0.1
+    divergence: float = 0.5
     episodes: int = 256
     concentration: float = 200.0
     effective: float = 0.4

@@ -16,6 +16,7 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor train resume=<run>                       go on with an interrupted run, bit for bit
   visuomotor rl task=cartpole                         PPO from scratch in parallel simulation
   visuomotor finetune checkpoint=<run>                a trained policy made better by PPO in its task; resume= as train
+  visuomotor distill teacher=<run>                    a student that sees only its sensors' history, by DAgger
   visuomotor eval checkpoint=<run> task=pusht         score and success over test seeds, with videos
   visuomotor eval checkpoint=<run> data=<zarr>        open-loop error on held-out episodes
   visuomotor bench pusht data=<zarr>                  every head under the same budget, as a table; resumable
@@ -35,6 +36,7 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor sysid data=<zarr or bag> robot=panda     physics of the real arm from recordings, as a randomisation
   visuomotor play task=lift record=<zarr>             a window: act by keyboard or gamepad, record demonstrations
   visuomotor play checkpoint=<run>                    watch a policy, and take over from it
+  visuomotor deploy checkpoint=<run> robot=ur5e       the policy on an arm, over ROS 2, ROS 1 or DDS
   visuomotor twin robot=panda_twin task=lift          a simulated arm with the robot's ROS interface, to rehearse on
   visuomotor doctor robot=ur5e checkpoint=<run>       what stands in the way of a deployment, before anything moves
   visuomotor envs list                                external suites: installed or not, and how to install them
@@ -74,6 +76,8 @@ def _run(words: list[str]) -> int:
         "data": _data,
         "sysid": _sysid,
         "robustness": _robustness,
+        "deploy": _deploy,
+        "distill": _distill,
         "play": _play,
         "twin": _twin,
         "doctor": _doctor,
@@ -170,6 +174,12 @@ def _robustness(words: list[str]) -> int:
     return robustness(words)
 
 
+def _distill(words: list[str]) -> int:
+    from visuomotor.configs.distill import main as distill
+
+    return distill(words)
+
+
 def _sysid(words: list[str]) -> int:
     from visuomotor.configs.sysid import main as sysid
 
@@ -185,6 +195,18 @@ def _play(words: list[str]) -> int:
     from visuomotor.configs.play import main as play
 
     return play(words)
+
+
+def _deploy(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.deploy_config import DeployConfig
+        from visuomotor.configs.help import robot_help
+
+        print(robot_help(DeployConfig), end="")
+        return 0
+    from visuomotor.configs.deploy import main as deploy
+
+    return deploy(words)
 
 
 def _twin(words: list[str]) -> int:

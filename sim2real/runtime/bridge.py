@@ -129,7 +129,7 @@ class Bridge:
             return
         self.counts["chunks"] += 1
         self.latencies.add("observation_to_chunk", (now_ns - chunk.observed_ns) * 1e-9)
-        wrong = p.scheduler.accept(chunk, now_ns + self._lead_ns)
+        wrong = p.scheduler.accept(chunk, now_ns + self._lead_ns, p.filter.position)
         if wrong:
             self.counts["chunks_refused"] += 1
             events.append(wrong)

@@ -42,6 +42,7 @@ class RuntimeConfig:
 
     Attributes:
         fade_s: a new chunk takes over within this time.
+        lead: a new chunk goes on from targets that are no further ahead of the arm than this [rad or m].
         patience_s: without an action to execute for so long, the policy counts as stalled.
         action_time: when in its control step an action is meant to be reached, as a share of the step: 0.5 for
             policies that learnt from commands held for a step each, 0 for those that learnt from measured poses.
@@ -50,6 +51,7 @@ class RuntimeConfig:
     """
 
     fade_s: float = 0.1
+    lead: float = 0.1
     patience_s: float = 2.0
     action_time: float = 0.5
     dry_run: bool = False
@@ -58,6 +60,8 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.fade_s < 10 or not 0 < self.patience_s < 1e6:
             raise ConfigError(f"runtime: fade_s={self.fade_s}, patience_s={self.patience_s}: expected 0.1, 2 or so")
+        if not self.lead > 0:
+            raise ConfigError(f"runtime.lead={self.lead}: expected more than 0")
         if not 0 <= self.action_time <= 1:
             raise ConfigError(f"runtime.action_time={self.action_time}: expected 0 to 1, a share of a control step")
 
@@ -169,7 +173,7 @@ def make_bridge(
     dt_s = 1.0 / loop_hz(robot)
     scheduler = None
     if policy is not None:
-        scheduler = Scheduler(check_policy(policy, arm)[1], fade_s=runtime.fade_s)
+        scheduler = Scheduler(check_policy(policy, arm)[1], fade_s=runtime.fade_s, lead=runtime.lead)
     observer = Observer(
         robot,
         arm,

@@ -50,11 +50,11 @@ class _Plan:
         self._start, self._fade, self._offset, self._rate = time_ns, max(1, fade_ns), offset, rate
 
     def at(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
-        """Value and velocity [1/s]."""
+        """Value and velocity [1/s], in arrays of the caller's own."""
         value, rate = self._spline(time_ns)
         u = (time_ns - self._start) / self._fade
         if not 0.0 <= u < 1.0:
-            return value, rate
+            return value.copy(), rate.copy()
         span = self._fade * 1e-9
         a, b = (1 + 2 * u) * (1 - u) ** 2, u * (1 - u) ** 2
         da, db = 6 * u * (u - 1), (1 - u) * (1 - 3 * u)
@@ -110,10 +110,12 @@ class Scheduler:
     Args:
         actions: what an action does to the targets.
         fade_s: in which a difference between what was planned before and a new chunk fades away.
+        lead: a chunk goes on from targets that are no further ahead of the arm than this [rad or m]: where the limits
+            do not let it follow, changes would pile up.
     """
 
-    def __init__(self, actions: ActionMap, *, fade_s: float) -> None:
-        self._map, self._fade_ns = actions, round(fade_s * 1e9)
+    def __init__(self, actions: ActionMap, *, fade_s: float, lead: float) -> None:
+        self._map, self._fade_ns, self._lead = actions, round(fade_s * 1e9), lead
         self._pending: list[tuple[int, np.ndarray]] = []
         self._raw: list[tuple[int, np.ndarray]] = []
         self._plan: _Plan | None = None
@@ -130,10 +132,11 @@ class Scheduler:
         """No chunk since the last :meth:`reset`."""
         return not self._raw
 
-    def accept(self, chunk: Chunk, at_ns: int) -> str:
+    def accept(self, chunk: Chunk, at_ns: int, commanded: np.ndarray) -> str:
         """Follow ``chunk`` from ``at_ns`` on, the time that is commanded now; returns what is wrong with it, or "".
 
-        A chunk with a value that is no number is not followed, nor one that is wholly in the past.
+        ``commanded [n]`` is where the arm was commanded to be, after all limits. A chunk with a value that is no number
+        is not followed, nor one that is wholly in the past.
         """
         assert self._plan is not None
         actions = np.asarray(chunk.actions, np.float64)
@@ -148,7 +151,9 @@ class Scheduler:
             return f"chunk {chunk.sequence}: its last action is {late:.3f} s late"
         base_ns = chunk.first_ns + (first - 1) * chunk.dt_ns
         value, rate = self._plan.at(at_ns)
-        plan = _Plan(base_ns, self._plan.at(base_ns)[0])
+        base = self._plan.at(base_ns)[0]
+        base[:-1] = np.clip(base[:-1], commanded - self._lead, commanded + self._lead)
+        plan = _Plan(base_ns, base)
         times = chunk.first_ns + np.arange(first, len(actions)) * chunk.dt_ns
         self._raw = self._pending = [(int(t), a) for t, a in zip(times, actions[first:], strict=True)]
         self._pending = list(self._pending)

@@ -64,7 +64,13 @@ class Arm(Control):
         config: what an action means.
         dt: duration of a control step [s].
         observation_prefix: of the keys of :meth:`observe`.
+
+    Attributes:
+        by_encoders: the pose of the hand is computed from the joint positions that are read, as a real arm does it;
+            else it is where the hand is. They differ where encoders are off.
     """
+
+    by_encoders: bool = False
 
     def __init__(
         self, world: World, model: RobotModel, *, prefix: str, base: str, config: ControlConfig, dt: float,
@@ -127,6 +133,8 @@ class Arm(Control):
 
     def tcp_pose(self) -> tuple[Tensor, Tensor]:
         """Measured position ``[N, 3]`` and matrix ``[N, 3, 3]`` of the hand in the base frame."""
+        if self.by_encoders:
+            return self.chain.forward(self.joints.pos())
         return self.to_base(self.tcp.pos(), self.tcp.matrix())
 
     def to_base(self, pos: Tensor, mat: Tensor) -> tuple[Tensor, Tensor]:

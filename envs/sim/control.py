@@ -63,10 +63,14 @@ class ActuatorControl(Control):
 
 
 class JoinedControl(Control):
-    """Several controls, their actions end to end: two arms."""
+    """Several controls, their actions end to end: two arms.
+
+    Attributes:
+        parts: one after the other.
+    """
 
     def __init__(self, parts: Sequence[Control]) -> None:
-        self._parts = list(parts)
+        self.parts = list(parts)
         self._sizes = [p.spec.size for p in parts]
         self.low, self.high = torch.cat([p.low for p in parts]), torch.cat([p.high for p in parts])
         units = {p.spec.unit for p in parts}
@@ -76,12 +80,12 @@ class JoinedControl(Control):
         )
 
     def reset(self, worlds: Selection) -> None:
-        for p in self._parts:
+        for p in self.parts:
             p.reset(worlds)
 
     def apply(self, action: Tensor, active: Tensor | None) -> None:
-        for p, a in zip(self._parts, action.split(self._sizes, 1), strict=True):
+        for p, a in zip(self.parts, action.split(self._sizes, 1), strict=True):
             p.apply(a, active)
 
     def buffers(self) -> dict[str, Tensor]:
-        return {f"{i}.{k}": v for i, p in enumerate(self._parts) for k, v in p.buffers().items()}
+        return {f"{i}.{k}": v for i, p in enumerate(self.parts) for k, v in p.buffers().items()}

@@ -72,10 +72,8 @@ class SimVecEnv(VecEnv):
         self._config = config
         self._random = WorldRandom(num_envs, self.device, config.seed)
         self.control = task.bind(World(self.sim, self._random))
-        self.world = World(self.sim, self._random, self._kept())
         self.action_spec, self.action_low, self.action_high = self.control.spec, self.control.low, self.control.high
         self._action_shape = torch.Size([num_envs, self.action_spec.size])
-        self.events = EventSchedule(events, self.world, 1.0 / task.fps)
         self._elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._running = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._lost = torch.zeros(num_envs, dtype=torch.int64, device=self.device)  # episodes that diverged
@@ -86,12 +84,17 @@ class SimVecEnv(VecEnv):
             task.privileged()
             names = task.privileged_names
             self.obs_spec["privileged"] = ArraySpec(shape=(len(names),), role="privileged", names=names)
-        self.obs_spec |= self.events.obs_spec
         self._cameras, self._film = make_cameras(self.sim, config.cameras), FilmRenderer(self.sim)
         for key, spec in ({} if self._cameras is None else self._cameras.spec).items():
             if key in self.obs_spec:
                 raise ConfigError(f"camera {key!r}: task {task.name!r} already observes something of this name")
             self.obs_spec[key] = spec
+        self.world = World(
+            self.sim, self._random, self._kept(), obs_spec=self.obs_spec, control=self.control, elapsed=self._elapsed,
+            dt=1.0 / task.fps,
+        )  # fmt: skip
+        self.events = EventSchedule(events, self.world, 1.0 / task.fps)
+        self.obs_spec = self.obs_spec | self.events.obs_spec
         self.events.startup(self._random.begin_episode(self._everyone))
 
     def reset(self, *, seeds: Sequence[int] | None = None, mask: Tensor | None = None) -> Obs:
@@ -170,7 +173,7 @@ class SimVecEnv(VecEnv):
             self._check(action, active)
         self.events.interval(self._elapsed, active)
         self.task.before_step()
-        self.control.apply(action, active)
+        self.control.apply(*self.events.act(action, active))
         self.sim.step(self._substeps, active)
         self._elapsed += 1 if active is None else active
         diverged = self.sim.diverged()
@@ -214,6 +217,7 @@ class SimVecEnv(VecEnv):
         obs |= self.events.observe()
         if self._cameras is not None:
             obs |= self._cameras.observe(drawn)
+        obs = self.events.sense(obs)
         if lost:
             obs = {k: v.nan_to_num(0.0, 0.0, 0.0) if v.is_floating_point() else v for k, v in obs.items()}
         return obs

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["WHEN", "Event", "EventSchedule", "Gather"]
 
 Gather = Callable[[Tensor], Tensor]
+_ACT, _SENSE = 1 << 16, 1 << 17  # domains of random numbers, beyond those of interval events
 WHEN = ("startup", "reset", "beginning", "interval")
 
 
@@ -41,6 +42,8 @@ class Event(ABC):
             outputs anew, afterwards.
         changes_state: it writes state (``qpos`` …), so outputs are computed anew afterwards.
         watches: it wants to see how control steps end.
+        acts: it changes actions on their way to the controls.
+        senses: it changes what the worlds show.
     """
 
     when: str = "reset"
@@ -48,6 +51,8 @@ class Event(ABC):
     changes_constants: bool = False
     changes_state: bool = False
     watches: bool = False
+    acts: bool = False
+    senses: bool = False
 
     def prepare(self, scene: mujoco.MjSpec) -> None:  # noqa: B027  (most events need nothing)
         """Change the scene before it is compiled, where the event needs room in the model."""
@@ -78,6 +83,29 @@ class Event(ABC):
             env_steps: control steps done so far, of the worlds of all processes.
             gather: rows ``[n, ...]`` of all processes one after another; all call it alike, with the same ``n``.
         """
+
+    def act(self, action: Tensor, given: Tensor | None, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """What the controls get instead of ``action [N, Da]``, once a control step, if it ``acts``.
+
+        Args:
+            given: bool ``[N]``, the worlds in which there is an action at all; None: in all.
+            draws: of all worlds, for this step.
+
+        Returns:
+            the action, and in which worlds there still is one: elsewhere the controls keep their targets.
+        """
+        return action, given
+
+    def sense(self, obs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        """What is shown instead of some of ``obs``, if it ``senses``: fresh tensors ``{key: [N, ...]}``.
+
+        It may be called several times for one state (a reset shows all worlds again): for the same episodes, at the
+        same ``world.elapsed``, it must give the same and keep the same.
+
+        Args:
+            draws: of all worlds, for this step.
+        """
+        return {}
 
     def adds(self) -> dict[str, ArraySpec]:
         """Observations that it adds to those of the task, by key, once it is bound."""
@@ -126,7 +154,10 @@ class EventSchedule:
             self.obs_spec |= e.adds()
         self._events, self._watching = list(events), [e for e in events if e.watches]
         self._at: dict[str, list[Event]] = {w: [e for e in events if e.when == w] for w in WHEN}
+        self._acting = [(_ACT + i, e) for i, e in enumerate(events) if e.acts]
+        self._sensing = [(_SENSE + i, e) for i, e in enumerate(events) if e.senses]
         n, device = world.sim.num_envs, world.sim.device
+        self._everyone = Selection.all(n, device)
         self._due = [torch.zeros(n, dtype=torch.int64, device=device) for _ in self._at["interval"]]
 
     def startup(self, draws: Draws) -> None:
@@ -169,6 +200,19 @@ class EventSchedule:
             if e.changes_state or e.changes_constants:
                 self._world.sim.forward(worlds)
 
+    def act(self, action: Tensor, active: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the controls get, and in which worlds; see :meth:`Event.act`."""
+        given = active
+        for domain, e in self._acting:
+            action, given = e.act(action, given, self._draws(domain))
+        return action, given if active is None or given is None else given & active
+
+    def sense(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is shown instead of ``obs``."""
+        for domain, e in self._sensing:
+            obs = obs | e.sense(obs, self._draws(domain))
+        return obs
+
     def observe(self) -> dict[str, Tensor]:
         """What events add to the observations of the task; ``obs_spec`` says what that is."""
         return {k: v for e in self._observing for k, v in e.observe().items()}
@@ -187,6 +231,10 @@ class EventSchedule:
             e.apply(worlds, draws)
         if any(e.changes_constants for e in events):
             self._world.sim.set_const(worlds)
+
+    def _draws(self, domain: int) -> Draws:
+        assert self._world.elapsed is not None
+        return self._world.random.draws(self._everyone, domain, self._world.elapsed)
 
     def _wait(self, event: Event, draws: Draws) -> Tensor:
         low, high = event.interval

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import mujoco
 import numpy as np
@@ -11,9 +12,13 @@ import torch
 from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, nearest
+from visuomotor.data.spec import ArraySpec
 from visuomotor.envs.sim.random import WorldRandom
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.simulator import Simulator
+
+if TYPE_CHECKING:
+    from visuomotor.envs.sim.control import Control
 
 __all__ = ["FreeBody", "Joints", "Site", "World", "find", "names_of"]
 
@@ -52,12 +57,24 @@ def find(model: mujoco.MjModel, kind: str, name: str) -> int:
 class World:
     """A simulation with the random numbers of its worlds. ``N`` worlds.
 
-    ``buffers`` are what task and control keep of every world, live tensors ``[N, ...]``: there once both are bound.
+    Attributes:
+        sim: the engine.
+        random: keys of the worlds' random numbers.
+        buffers: what task and control keep of every world, live tensors ``[N, ...]``; as all that follows, there once
+            both are bound.
+        obs_spec: what the worlds show.
+        control: what turns actions into actuator inputs.
+        elapsed: control steps since each world's episode began, int64 ``[N]``, live.
+        dt: duration of a control step [s].
     """
 
     sim: Simulator
     random: WorldRandom
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    obs_spec: Mapping[str, ArraySpec] = field(default_factory=dict)
+    control: Control | None = None
+    elapsed: Tensor | None = None
+    dt: float = 0.0
 
     def joints(self, names: Sequence[str]) -> Joints:
         """Handle of hinge and slide joints."""

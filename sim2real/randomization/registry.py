@@ -15,7 +15,21 @@ from typing import Any
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.sim.events import Event
 from visuomotor.envs.sim.quantities import QUANTITIES
+from visuomotor.sim2real.randomization.actuation import ERRORS as ACTION_ERRORS
 from visuomotor.sim2real.randomization.config import TermConfig
+from visuomotor.sim2real.randomization.interface import (
+    AddedConfig,
+    PoseErrorConfig,
+    ScaledConfig,
+    action_error,
+    command_dropout,
+    control_delay,
+    encoder_offset,
+    observation_delay,
+    observation_dropout,
+    observation_error,
+    pose_error,
+)
 from visuomotor.sim2real.randomization.physics import (
     JointOffsetConfig,
     ObjectSizeConfig,
@@ -29,6 +43,7 @@ from visuomotor.sim2real.randomization.physics import (
     push,
     shape,
 )
+from visuomotor.sim2real.randomization.sensing import ERRORS as OBSERVATION_ERRORS
 
 __all__ = ["TermEntry", "get_term", "terms"]
 
@@ -47,10 +62,20 @@ class TermEntry:
     build: Callable[[Any], Event]
 
 
+_OF: dict[str, type[TermConfig]] = {"+": AddedConfig, "*": ScaledConfig}
 _TERMS: dict[str, TermEntry] = {
     **{name: TermEntry(TermConfig, partial(model_term, name)) for name in QUANTITIES},
+    **{f"action_{k}": TermEntry(_OF[op], partial(action_error, k)) for k, op in ACTION_ERRORS.items()},
+    **{f"observation_{k}": TermEntry(_OF[op], partial(observation_error, k)) for k, op in OBSERVATION_ERRORS.items()},
+    "command_dropout": TermEntry(AddedConfig, command_dropout),
+    "control_delay": TermEntry(AddedConfig, partial(control_delay, jitter=False)),
+    "control_jitter": TermEntry(AddedConfig, partial(control_delay, jitter=True)),
+    "encoder_offset": TermEntry(AddedConfig, encoder_offset),
     "joint_offset": TermEntry(JointOffsetConfig, joint_offset),
     "object_size": TermEntry(ObjectSizeConfig, object_size),
+    "observation_delay": TermEntry(AddedConfig, observation_delay),
+    "observation_dropout": TermEntry(AddedConfig, observation_dropout),
+    "pose_error": TermEntry(PoseErrorConfig, pose_error),
     "pseudo_inertia": TermEntry(PseudoInertiaConfig, pseudo_inertia),
     "push": TermEntry(PushConfig, push),
     "shape": TermEntry(ShapeConfig, shape),

@@ -1,0 +1,101 @@
+"""Settings of the terms of actuation and sensing, and the events that they become."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from visuomotor.envs.sim.events import Event
+from visuomotor.sim2real.randomization.actuation import ActionError, CommandDropout, ControlDelay, EncoderOffset
+from visuomotor.sim2real.randomization.config import TermConfig
+from visuomotor.sim2real.randomization.drawn import Drawing
+from visuomotor.sim2real.randomization.sensing import (
+    ObservationDelay,
+    ObservationDropout,
+    ObservationError,
+    PoseError,
+)
+
+__all__ = [
+    "AddedConfig",
+    "PoseErrorConfig",
+    "ScaledConfig",
+    "action_error",
+    "command_dropout",
+    "control_delay",
+    "encoder_offset",
+    "observation_delay",
+    "observation_dropout",
+    "observation_error",
+    "pose_error",
+]
+
+
+@dataclass(kw_only=True, slots=True)
+class AddedConfig(TermConfig):
+    """A number that is added; 0 changes nothing."""
+
+    operation: str = "+"
+    low: float = 0.0
+    high: float = 0.0
+
+
+@dataclass(kw_only=True, slots=True)
+class ScaledConfig(TermConfig):
+    """A factor; 1 changes nothing."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PoseErrorConfig(AddedConfig):
+    """A wrong estimate of where objects are; ``high`` is the standard deviation of each coordinate [m].
+
+    Attributes:
+        angle: standard deviation of the turn about each axis [rad] for each metre of that.
+        each_step: drawn anew in each step, instead of once an episode.
+    """
+
+    angle: float = 0.0
+    each_step: bool = False
+
+
+def _how(config: TermConfig) -> Drawing:
+    return Drawing(spread=config.spread(), shared=config.shared, optional=config.optional, when=config.when)
+
+
+def observation_error(kind: str, config: TermConfig) -> Event:
+    """:class:`~visuomotor.sim2real.randomization.sensing.ObservationError`."""
+    return ObservationError(kind, config.names, _how(config))
+
+
+def observation_delay(config: AddedConfig) -> Event:
+    """:class:`~visuomotor.sim2real.randomization.sensing.ObservationDelay`."""
+    return ObservationDelay(config.names, _how(config))
+
+
+def observation_dropout(config: AddedConfig) -> Event:
+    """:class:`~visuomotor.sim2real.randomization.sensing.ObservationDropout`."""
+    return ObservationDropout(config.names, _how(config))
+
+
+def pose_error(config: PoseErrorConfig) -> Event:
+    """:class:`~visuomotor.sim2real.randomization.sensing.PoseError`."""
+    return PoseError(config.names, _how(config), angle=config.angle, each_step=config.each_step)
+
+
+def action_error(kind: str, config: TermConfig) -> Event:
+    """:class:`~visuomotor.sim2real.randomization.actuation.ActionError`."""
+    return ActionError(kind, config.names, _how(config))
+
+
+def control_delay(config: AddedConfig, *, jitter: bool) -> Event:
+    """:class:`~visuomotor.sim2real.randomization.actuation.ControlDelay`."""
+    return ControlDelay(_how(config), jitter=jitter)
+
+
+def command_dropout(config: AddedConfig) -> Event:
+    """:class:`~visuomotor.sim2real.randomization.actuation.CommandDropout`."""
+    return CommandDropout(_how(config))
+
+
+def encoder_offset(config: AddedConfig) -> Event:
+    """:class:`~visuomotor.sim2real.randomization.actuation.EncoderOffset`."""
+    return EncoderOffset(config.names, _how(config))

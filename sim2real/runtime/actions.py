@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from visuomotor.data.errors import CheckpointError, nearest
-from visuomotor.data.rotations import axis_angle_to_quat, quat_to_matrix, rot6d_to_matrix
+from visuomotor.data.rotations import (
+    axis_angle_to_quat,
+    matrix_to_quat,
+    matrix_to_rot6d,
+    quat_to_axis_angle,
+    quat_to_matrix,
+    rot6d_to_matrix,
+)
 from visuomotor.data.spec import ArraySpec
 from visuomotor.sim2real.kinematics import Kinematics
 
@@ -153,6 +160,40 @@ class ActionMap:
             a = np.clip(a, low, high)
             moved = self._moved(target, a)
         return np.clip(moved, arm.low, arm.high), opening
+
+    def inverse(self, before: np.ndarray, after: np.ndarray, opening: float) -> np.ndarray:
+        """The action ``[Da]`` that leads from joint targets ``before`` to ``after [n]``, as nearly as bounds allow."""
+        mode = self.control.mode
+        if mode == "ee_pose":
+            a = self._from_pose(after)
+        else:
+            low, high = self._bound
+            a = np.clip(self._motion(before, after), low, high)
+        out = np.zeros(self.size)
+        out[self._index] = a / self._scale
+        if self._gripper is not None:
+            out[self._gripper] = min(1.0, max(0.0, opening))
+        return out
+
+    def _motion(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        if self.control.mode == "joint_pos":
+            return after
+        if self.control.mode != "ee_delta":
+            return (after - before) / (self._dt if self.control.mode == "joint_vel" else 1.0)
+        assert self._arm.kinematics is not None
+        pos0, rot0 = self._arm.kinematics.pose(before)
+        pos1, rot1 = self._arm.kinematics.pose(after)
+        return np.concatenate([pos1 - pos0, quat_to_axis_angle(matrix_to_quat(rot1 @ rot0.T))])
+
+    def _from_pose(self, joints: np.ndarray) -> np.ndarray:
+        assert self._arm.kinematics is not None
+        pos, rot = self._arm.kinematics.pose(joints)
+        if self._rotation == "rot6d":
+            turn = matrix_to_rot6d(rot)
+        else:
+            q_wxyz = matrix_to_quat(rot)
+            turn = q_wxyz if self._rotation == "q_wxyz" else quat_to_axis_angle(q_wxyz)
+        return np.concatenate([pos, turn])
 
     def _moved(self, target: np.ndarray, a: np.ndarray) -> np.ndarray:
         step = self.control.joint_step

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from visuomotor.data.errors import ConfigError
+from visuomotor.data.errors import ConfigError, nearest
 
 __all__ = ["ArmLimits", "BoxConfig", "KeepOutConfig", "PlaneConfig", "SafetyConfig", "TankConfig"]
 
@@ -119,24 +119,31 @@ class TankConfig:
     """The energy tank of contact tasks.
 
     Attributes:
-        start: energy in it at the beginning [J].
+        start: energy in it at the beginning of a motion [J].
         most: it never holds more [J].
-        least: below this the hand may not work on its surroundings [J].
-        power: largest power from the hand into its surroundings [W].
+        least: below this the policy may not work on the hand's surroundings [J]; what braking takes comes out of it.
+        power: largest power of the commanded motion against the measured force [W].
+        topic: of geometry_msgs/WrenchStamped: what the surroundings do to the hand, without the hand's own weight.
+        frame: in which that is given: ``hand`` or ``base``.
+        max_age_s: without a message for so long, the arm brakes.
     """
 
     start: float = 1.0
     most: float = 2.0
     least: float = 0.05
     power: float = 10.0
+    topic: str = "/force_torque_sensor_broadcaster/wrench"
+    frame: str = "hand"
+    max_age_s: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.least < self.start <= self.most < math.inf:
-            raise ConfigError(
-                f"safety.tank: least {self.least}, start {self.start}, most {self.most}; expected ascending"
-            )
-        if not self.power > 0.0:
-            raise ConfigError(f"safety.tank: power {self.power}; expected more than 0")
+            levels = f"least {self.least}, start {self.start}, most {self.most}"
+            raise ConfigError(f"safety.tank: {levels}; expected 0 or more, ascending")
+        if not self.power > 0.0 or not self.max_age_s > 0.0:
+            raise ConfigError(f"safety.tank: power {self.power}, max_age_s {self.max_age_s}; expected more than 0")
+        if self.frame not in ("hand", "base"):
+            raise ConfigError(f"safety.tank.frame={self.frame!r}. {nearest(self.frame, ('hand', 'base'))}")
 
 
 @dataclass(kw_only=True, slots=True)

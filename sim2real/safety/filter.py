@@ -21,6 +21,7 @@ from visuomotor.sim2real.safety.config import ArmLimits, SafetyConfig
 from visuomotor.sim2real.safety.geometry import Geometry
 from visuomotor.sim2real.safety.profile import after, duration, extent, settle
 from visuomotor.sim2real.safety.results import Filtered, SafetyEvent
+from visuomotor.sim2real.safety.tank import Contact, Steps
 from visuomotor.sim2real.safety.tracking import Joint, Motion, blend, pursue, reference
 
 __all__ = ["Filtered", "SafetyEvent", "SafetyFilter"]
@@ -44,10 +45,16 @@ class SafetyFilter:
         dt_s: duration of a tick [s].
         config: margins and constraints.
         kinematics: for the geometry; None: joint limits alone.
+        contact: for contact tasks: what motions against the measured force are paid from.
     """
 
     def __init__(
-        self, limits: ArmLimits, dt_s: float, config: SafetyConfig, kinematics: Kinematics | None = None
+        self,
+        limits: ArmLimits,
+        dt_s: float,
+        config: SafetyConfig,
+        kinematics: Kinematics | None = None,
+        contact: Contact | None = None,
     ) -> None:
         if not 0.0 < dt_s < inf:
             raise UserError(f"safety filter: a tick of {dt_s} s; expected more than 0, and finite")
@@ -57,6 +64,7 @@ class SafetyFilter:
         self._joints = [_joint(limits, i, config, dt_s) for i in range(limits.n)]
         geometry = None if kinematics is None else Geometry(kinematics, config, limits.names)
         self._geometry = None if geometry is None or geometry.empty else geometry
+        self._contact = contact
         self._now: list[Motion] = []
 
     # ---- state
@@ -85,6 +93,8 @@ class SafetyFilter:
             self._geometry.begin(values)
         self._active: set[str] = set()
         self._refused = 0
+        if self._contact is not None:
+            self._contact.tank.refill()
         self.rearm()
 
     @property
@@ -114,6 +124,10 @@ class SafetyFilter:
         """
         events: dict[str, SafetyEvent] = {}
         goal = None if target is None else self._accept(target, slow, events)
+        if target is not None and self._contact is not None and (trouble := self._contact.trouble()):
+            _note(events, "wrench", trouble, fatal=True)
+            goal = None
+        before = self.position
         if target is None:
             self._refused = 0
             if self.at_rest:
@@ -127,6 +141,8 @@ class SafetyFilter:
             self._now = self._stopping()
         else:
             self._now = self._follow(goal, self.config.ramp_share if slow else self._share, events)
+        if self._contact is not None:
+            self._contact.pay(before, self.position - before, self.dt_s)
         self._tighten()
         return self._report(goal is not None, events)
 
@@ -233,6 +249,8 @@ class SafetyFilter:
             new = pursue(m, ref, cap, j.acceleration, j.jerk, dt)
             wanted.append(new if self._holds(i, m, new) else self._nearest_safe(i, m, new))
         self._last, self._slope = goal, slope
+        if self._contact is not None:
+            wanted = self._affordable(self._contact, wanted, events)
         if self._geometry is None:
             return wanted
         depth, where = self._geometry.depth(self._braking_path(wanted))
@@ -240,6 +258,25 @@ class SafetyFilter:
             return wanted
         _note(events, "geometry", where)
         return self._stopping()
+
+    def _affordable(self, contact: Contact, wanted: list[Motion], events: dict[str, SafetyEvent]) -> list[Motion]:
+        """As much of the motion as the energy tank pays for."""
+        stop = self._stopping()
+        share = contact.share(self.position, self._steps(stop), self._steps(wanted), self.dt_s)
+        if share >= 1.0:
+            return wanted
+        _note(events, "energy", f"the policy pushes: {contact.tank.energy:.2f} J are left in its energy tank")
+        mixed = [blend(one, other, share) for one, other in zip(stop, wanted, strict=True)]
+        fine = all(self._holds(i, now, new) for i, (now, new) in enumerate(zip(self._now, mixed, strict=True)))
+        return mixed if fine else stop
+
+    def _steps(self, motions: list[Motion]) -> Steps:
+        """From now to ``motions``, and from there to rest."""
+        rest = [
+            settle(m.v, m.a, j.acceleration, j.acceleration, j.jerk)[7]
+            for m, j in zip(motions, self._joints, strict=True)
+        ]
+        return Steps(np.array([m.q for m in motions]) - self.position, np.array(rest))
 
     def _holds(self, i: int, now: Motion, new: Motion) -> bool:
         """After this motion the joint can still come to rest within its limits."""

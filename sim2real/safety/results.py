@@ -14,7 +14,8 @@ class SafetyEvent:
     """Something was refused or changed. Reported once when it begins.
 
     Attributes:
-        kind: ``not_finite``, ``shape``, ``first_command``, ``jump``, ``position``, ``geometry`` or ``refused``.
+        kind: ``not_finite``, ``shape``, ``first_command``, ``jump``, ``position``, ``geometry``, ``energy``,
+            ``wrench`` or ``refused``.
         text: what came, which limit.
         fatal: a fault: the operator has to look.
     """

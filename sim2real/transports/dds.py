@@ -205,7 +205,7 @@ class DdsTransport(Transport):
         self, node: str = "visuomotor", domain: int = 0, interface: str = "lo", peers: Sequence[str] = ()
     ) -> None:
         self.node = node
-        self._domain = _domain(domain, interface, peers)
+        self._domain: Any = _domain(domain, interface, peers)
         self.participant = DomainParticipant(domain, qos=DdsQos(Policy.Userdata(data=b"enclave=/;")))
         self._topics: dict[tuple[str, str], Any] = {}
         self._writers: list[_Writer] = []
@@ -292,11 +292,16 @@ class DdsTransport(Transport):
         return time.time_ns()
 
     def graph(self) -> list[TopicInfo]:
-        sides = []
-        for reader in self._endpoints:
-            found = reader.read(N=_MAX_ENDPOINTS, condition=ReadCondition(reader, _ALIVE))
-            sides.append([(e.topic_name, e.key.bytes, e.type_name, _plain_qos(e.qos)) for e in found])
-        return assemble(*sides, dict(self._owners))
+        if self.closed:
+            return []
+        publishers, subscribers = (
+            [
+                (e.topic_name, e.key.bytes, e.type_name, _plain_qos(e.qos))
+                for e in reader.read(N=_MAX_ENDPOINTS, condition=ReadCondition(reader, _ALIVE))
+            ]
+            for reader in self._endpoints
+        )
+        return assemble(publishers, subscribers, dict(self._owners))
 
     def close(self) -> None:
         if self.closed:

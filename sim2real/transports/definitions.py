@@ -123,8 +123,10 @@ def _description(ros_type: str) -> dict[str, object]:
         type_id = (_TYPE_IDS[field.base] if field.is_primitive else 1) + (_BOUNDED_STRING if field.bound else 0)
         if field.length is not None:
             type_id += _FIXED if field.length else _SEQUENCE
-        kind = {"type_id": type_id, "capacity": field.length or 0, "string_capacity": field.bound}
-        kind |= {"nested_type_name": "" if field.is_primitive else field.base}
+        kind = {
+            "type_id": type_id, "capacity": field.length or 0, "string_capacity": field.bound,
+            "nested_type_name": "" if field.is_primitive else field.base,
+        }  # fmt: skip
         fields.append({"name": field.name, "type": kind})
     return {"type_name": ros_type, "fields": fields}
 

@@ -82,7 +82,7 @@ def _call_master(method: str, *arguments: str) -> Any:
     uri = os.environ.get("ROS_MASTER_URI", "")
     try:
         master = xmlrpc.client.ServerProxy(uri, transport=_TimeoutTransport())
-        _, _, value = getattr(master, method)("/visuomotor", *arguments)  # type: ignore[misc]
+        _, _, value = getattr(master, method)("/visuomotor", *arguments)
     except (OSError, http.client.HTTPException, xmlrpc.client.Error, ValueError, TypeError) as error:
         raise ConfigError(f"no ROS master answers at ROS_MASTER_URI={uri!r}: {error}") from None
     return value

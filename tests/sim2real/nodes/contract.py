@@ -25,7 +25,7 @@ JOINTS = (
     "shoulder_pan_joint", "shoulder_lift_joint", "elbow_joint", "wrist_1_joint", "wrist_2_joint", "wrist_3_joint",
 )  # fmt: skip
 HOME = np.array([0.0, -1.57, 1.57, -1.57, -1.57, 0.0])
-STAMP = {"stamp_ns": 1_700_000_000_123_456_789, "frame_id": "base_link"}
+STAMP: dict[str, Any] = {"stamp_ns": 1_700_000_000_123_456_789, "frame_id": "base_link"}
 _DT_NS = 10_000_000
 
 

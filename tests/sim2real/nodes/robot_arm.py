@@ -104,7 +104,7 @@ class Arm:
                 return
             order = [names.index(n) for n in UR_JOINTS]
             begin = self.clock() if stamp_s == 0 else self.clock() + stamp_s - now_s
-            knots = [(self.clock(), list(self.target), list(self.velocity))]
+            knots: list[tuple] = [(self.clock(), list(self.target), list(self.velocity))]
             for t, p, v in points:
                 if begin + t > knots[-1][0]:  # what is already past is skipped
                     knots.append((begin + t, [p[i] for i in order], [v[i] for i in order] if v else None))

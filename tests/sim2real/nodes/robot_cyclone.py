@@ -1,5 +1,7 @@
+# mypy: ignore-errors
 # A robot on DDS by Cyclone's own types and codec, without ROS and without any code of the package: for machines that
-# have no rclpy. No `from __future__ import annotations` here: Cyclone reads the annotations of its types.
+# have no rclpy. No `from __future__ import annotations` here: Cyclone reads the annotations of its types,
+# in a way that type checkers do not know.
 #
 # python robot_cyclone.py LOG MODE TOPIC [--rate HZ] [--command-durability transient_local] [--command-type JointState]
 

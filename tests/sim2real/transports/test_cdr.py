@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_contradicting_arrays_are_refused() -> None:
     good = m.JointState(name=("a", "b"), position=np.zeros(2))
     name = m.ROS_NAMES[m.JointState]
-    raw = ROS2.deserialize_cdr(encode(good), name)
+    raw: Any = ROS2.deserialize_cdr(encode(good), name)
     raw.position = np.zeros(3)
     with pytest.raises(CdrError, match="2 joints with 3"):
         decode(m.JointState, bytes(ROS2.serialize_cdr(raw, name)))

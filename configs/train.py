@@ -27,7 +27,7 @@ from visuomotor.policies.learn.fitting import fit_head, fit_normalizer
 from visuomotor.policies.learn.imitation import Trainer
 from visuomotor.policies.learn.report import write_report
 
-__all__ = ["main"]
+__all__ = ["main", "make_trainer"]
 
 _FREE_ON_RESUME = ("data=", "data.path=", "data.cache.", "env.", "eval.", "threads=")
 _SAME_DATA = ("n_episodes", "n_steps", "windows", "signature")
@@ -44,7 +44,7 @@ def main(words: Sequence[str]) -> int:
     threads = set_threads(config.threads)
     keep_freed_memory()
     data = load_training_data(config, accelerator, console)
-    trainer = _make_trainer(config, data, accelerator)
+    trainer = make_trainer(config, data, accelerator)
     arithmetic = {
         "threads": threads,
         "precision": trainer.precision,
@@ -86,7 +86,7 @@ def _settings(words: Sequence[str]) -> tuple[Composed, Checkpoint | None]:
     return restore_train(saved, [*rest, f"run_dir={run_dir}"]), checkpoint
 
 
-def _make_trainer(config: TrainConfig, data: TrainingData, accelerator: Accelerator) -> Trainer:
+def make_trainer(config: TrainConfig, data: TrainingData, accelerator: Accelerator) -> Trainer:
     normalizer = fit_normalizer(
         data.spec, encoder=ObservationEncoder(config.obs, data.spec.obs), cache=data.cache, source=data.source,
         episodes=data.train_episodes, action_norm=config.action.norm,

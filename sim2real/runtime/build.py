@@ -31,6 +31,7 @@ from visuomotor.sim2real.safety.config import ArmLimits, SafetyConfig
 from visuomotor.sim2real.safety.filter import SafetyFilter
 from visuomotor.sim2real.safety.monitors import TrackingMonitor
 from visuomotor.sim2real.safety.supervisor import Supervisor
+from visuomotor.sim2real.safety.tank import make_contact
 from visuomotor.sim2real.transports.base import Transport
 
 __all__ = ["PolicyFacts", "RuntimeConfig", "Setup", "check_policy", "describe_arm", "make_bridge", "make_rhythm"]
@@ -197,13 +198,14 @@ def make_bridge(
         patience_s=runtime.patience_s,
         dry_run=runtime.dry_run,
     )
+    contact = make_contact(setup.safety.tank, arm.kinematics, transport)
     parts = Parts(
         robot=robot,
         transport=transport,
         observer=observer,
         teleop=teleop,
         scene=scene,
-        filter=SafetyFilter(limits, dt_s, setup.safety, arm.kinematics),
+        filter=SafetyFilter(limits, dt_s, setup.safety, arm.kinematics, contact),
         supervisor=Supervisor(setup.safety),
         watch=watch,
         streamer=streamer,

@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from visuomotor.data.errors import ConfigError
 from visuomotor.sim2real.kinematics import Kinematics
 from visuomotor.sim2real.messages import Wrench
 from visuomotor.sim2real.safety.config import TankConfig
 from visuomotor.sim2real.transports.base import Transport
 
-__all__ = ["Contact", "Cost", "EnergyTank", "Steps"]
+__all__ = ["Contact", "Cost", "EnergyTank", "Steps", "make_contact"]
 
 
 _WINDOW_S = 0.05  # over which the growth of the force is measured: noise of one sample would count a hundredfold
@@ -138,6 +139,19 @@ class Contact:
         if np.isfinite(wrench).all():  # else the stream grows old
             with self._lock:
                 self._wrench, self._came_ns = wrench, received_ns
+
+
+def make_contact(config: TankConfig | None, kinematics: Kinematics | None, transport: Transport) -> Contact | None:
+    """Where a tank is configured.
+
+    Raises:
+        ConfigError: for an arm without a model.
+    """
+    if config is None:
+        return None
+    if kinematics is None:
+        raise ConfigError("safety.tank needs the motion of the hand: give robot.model=, a registered robot or a file")
+    return Contact(config, kinematics, transport)
 
 
 def _part(braking: float, wanted: float, budget: float) -> float:

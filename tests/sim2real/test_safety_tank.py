@@ -10,7 +10,7 @@ from visuomotor.sim2real.kinematics import Kinematics
 from visuomotor.sim2real.messages import Wrench
 from visuomotor.sim2real.safety.config import ArmLimits, SafetyConfig, TankConfig
 from visuomotor.sim2real.safety.filter import SafetyFilter
-from visuomotor.sim2real.safety.tank import Contact, Cost, EnergyTank
+from visuomotor.sim2real.safety.tank import Contact, Cost, EnergyTank, make_contact
 from visuomotor.sim2real.transports.inproc import Bus, InprocTransport
 
 TICK = 0.01
@@ -113,3 +113,11 @@ def test_without_the_force_the_arm_brakes() -> None:
     event = wall.filter.step(wall.arm.home + 0.1).events[0]
     assert event.fatal
     assert event.text.endswith("wrench: no message for 0.210 s; limit 0.100 s")
+
+
+def test_a_tank_needs_a_model_of_the_arm() -> None:
+    transport = InprocTransport(Bus(), "bridge")
+    assert make_contact(None, None, transport) is None
+    with pytest.raises(ConfigError, match=r"give robot\.model="):
+        make_contact(TankConfig(), None, transport)
+    assert make_contact(TankConfig(), Kinematics.load("ur5e"), transport) is not None

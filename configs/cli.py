@@ -39,6 +39,7 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor deploy checkpoint=<run> robot=ur5e       the policy on an arm, over ROS 2, ROS 1 or DDS
   visuomotor twin robot=panda_twin task=lift          a simulated arm with the robot's ROS interface, to rehearse on
   visuomotor doctor robot=ur5e checkpoint=<run>       what stands in the way of a deployment, before anything moves
+  visuomotor calibrate-latency robot=ur5e             delays of commands and cameras, by swinging one joint
   visuomotor envs list                                external suites: installed or not, and how to install them
   visuomotor envs check <id>                          types, seeds, speed and a picture of an environment
   visuomotor info                                     versions, devices, extras present or missing
@@ -81,6 +82,7 @@ def _run(words: list[str]) -> int:
         "play": _play,
         "twin": _twin,
         "doctor": _doctor,
+        "calibrate-latency": _calibrate_latency,
         "envs": _envs,
         "info": _info,
     }
@@ -231,6 +233,18 @@ def _doctor(words: list[str]) -> int:
     from visuomotor.configs.doctor import main as doctor
 
     return doctor(words)
+
+
+def _calibrate_latency(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.calibrate import LatencyConfig
+        from visuomotor.configs.help import robot_help
+
+        print(robot_help(LatencyConfig), end="")
+        return 0
+    from visuomotor.configs.calibrate import main_latency
+
+    return main_latency(words)
 
 
 def _envs(words: list[str]) -> int:

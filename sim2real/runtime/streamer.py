@@ -101,7 +101,8 @@ class _Trajectories(Streamer):
     The rules are those of joint_trajectory_controller: a new trajectory replaces the old one when it arrives, times
     increase, the last velocity is zero. The loop works ``lead`` ahead, so that every trajectory begins with motion that
     the one before had as well: where it replaces it, nothing changes. Positions without velocities would stop at every
-    point.
+    point. The first point is due at once: a controller joins a later one to where the arm is *measured* to be (unless
+    its ``interpolate_from_desired_state`` is set), which throws the arm back by its tracking error each time.
     """
 
     def __init__(self, robot: RobotConfig, transport: Transport) -> None:
@@ -126,13 +127,16 @@ class _Trajectories(Streamer):
             (now_ns + self.lead_ns, self._with_gripper(motion.position, opening), self._grown(motion.velocity))
         )
         self._last_opening = opening
-        while self._ahead[0][0] < now_ns + 2 * self._dt_ns:
+        while len(self._ahead) > 1 and self._ahead[1][0] <= now_ns:
             self._ahead.popleft()
         due = now_ns - self._sent_ns >= self._period_ns - self._dt_ns // 2
         if not due or now_ns - self._moved_ns > 1e9 * _QUIET_S:
             return False
         self._sent_ns = now_ns
-        points = [TrajectoryPoint(time_from_start_ns=t - now_ns, positions=q, velocities=v) for t, q, v in self._ahead]
+        points = [
+            TrajectoryPoint(time_from_start_ns=t - now_ns, positions=q, velocities=v)
+            for t, q, v in self._from_now(now_ns)
+        ]
         end = self._ahead[-1][0] - now_ns
         points += [
             TrajectoryPoint(
@@ -146,6 +150,17 @@ class _Trajectories(Streamer):
         points[-1].velocities = np.zeros(len(self._names))  # exactly: a controller refuses anything else
         self.publisher.publish(JointTrajectory(joint_names=self._names, points=tuple(points)))
         return True
+
+    def _from_now(self, now_ns: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """What lies ahead, from where the motion is now, in between of two ticks by the controller's own cubic."""
+        (t0, p, v), rest = self._ahead[0], list(self._ahead)[1:]
+        if t0 >= now_ns or not rest:
+            return [(max(t0, now_ns), p, v), *rest]
+        t1, q, w = rest[0]
+        h, s = (t1 - t0) * 1e-9, (now_ns - t0) / (t1 - t0)
+        at = p + h * s * v + s**2 * (3 * (q - p) - h * (2 * v + w)) + s**3 * (2 * (p - q) + h * (v + w))
+        speed = v + 2 * s * (3 * (q - p) / h - 2 * v - w) + 3 * s**2 * (2 * (p - q) / h + v + w)
+        return [(now_ns, at, speed), *rest]
 
     def _with_gripper(self, q: np.ndarray, opening: float) -> np.ndarray:
         return q if self._gripper is None else np.append(q, command_value(self._gripper, opening))

@@ -13,7 +13,7 @@ __all__ = ["CommandWatch", "Violations"]
 
 _ROUNDING = 1e-9  # [rad]: of positions in a message
 _SHARE = 1e-3  # by which a rate may be above its limit before it counts
-_BETWEEN = 0.05  # the same for accelerations between points of a trajectory, which the points alone do not fix
+_BETWEEN = 0.5  # the same between two points, where cubics need more than the change of velocity from one to the other
 
 
 @dataclass
@@ -78,6 +78,10 @@ class CommandWatch:
         speed, acceleration = bounds(knots)
         self._rate("velocity", speed, self._limits.velocity, _ROUNDING)
         self._rate("acceleration", acceleration / (1 + _BETWEEN), self._limits.acceleration, _ROUNDING)
+        if len(knots.times_s) > 1:
+            change = np.diff(knots.velocities, axis=0) / np.diff(knots.times_s)[:, None]
+            largest = np.abs(np.nan_to_num(change)).max(0)
+            self._rate("acceleration", largest, self._limits.acceleration, 2 * _ROUNDING / np.diff(knots.times_s).min())
         self._rate("jump", begins - desired, self._limits.velocity * self._period, _ROUNDING)
 
     def velocity(self, v: np.ndarray) -> None:

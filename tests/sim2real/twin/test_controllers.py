@@ -153,7 +153,9 @@ def test_a_trajectory_is_judged_between_its_points_and_where_it_begins() -> None
         return watch.violations.count
 
     assert judged(line(0.0, 0.1, dt_ms=400)) == {}  # 0.375 rad/s, 3.75 rad/s^2
-    assert judged(line(0.0, 0.5, dt_ms=500)) == {"velocity": 1, "acceleration": 1}  # 1.5 rad/s, 12 rad/s^2
+    assert judged(line(0.0, 0.5, dt_ms=400)) == {"velocity": 1, "acceleration": 1}  # 1.9 rad/s, 19 rad/s^2
+    assert judged(line(0.0, 0.018, 0.036, 0.045, dt_ms=50, speed=0.36)) == {}  # 7.2 rad/s^2 at its end
+    assert judged(line(0.0, 0.03, 0.045, dt_ms=50, speed=0.6)) == {"acceleration": 1}  # 12 rad/s^2
     assert judged(line(0.0, 0.1, dt_ms=400), desired=0.019) == {}
     assert judged(line(0.0, 0.1, dt_ms=400), desired=0.03) == {"jump": 1}  # more than 1 rad/s x 20 ms
     assert judged(line(0.95, 1.05, dt_ms=400), desired=0.95) == {"position": 1}

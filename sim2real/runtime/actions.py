@@ -147,6 +147,11 @@ class ActionMap:
             self._index = [names.index(n) for n in hand]
         self._bound = self._bounds()
 
+    @property
+    def absolute(self) -> bool:
+        """Whether an action says where to be, whatever was before."""
+        return self.control.mode in ("joint_pos", "ee_pose")
+
     def apply(self, target: np.ndarray, opening: float, action: np.ndarray) -> tuple[np.ndarray, float]:
         """Joint targets ``[n]`` and the opening after ``action [Da]``, from those before it."""
         a = action[self._index] * self._scale

@@ -51,7 +51,7 @@ class RuntimeConfig:
         decode_threads: decode pictures in threads of their own.
     """
 
-    fade_s: float = 0.1
+    fade_s: float = 0.2
     lead: float = 0.1
     patience_s: float = 2.0
     action_time: float = 0.5

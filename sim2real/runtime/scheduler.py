@@ -153,6 +153,8 @@ class Scheduler:
         value, rate = self._plan.at(at_ns)
         base = self._plan.at(base_ns)[0]
         base[:-1] = np.clip(base[:-1], commanded - self._lead, commanded + self._lead)
+        if first > 0 and self._map.absolute:  # the chunk itself says where it comes from: no corner between both
+            base = np.append(*self._map.apply(base[:-1], float(base[-1]), actions[first - 1]))
         plan = _Plan(base_ns, base)
         times = chunk.first_ns + np.arange(first, len(actions)) * chunk.dt_ns
         self._raw = self._pending = [(int(t), a) for t, a in zip(times, actions[first:], strict=True)]

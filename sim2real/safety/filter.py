@@ -66,6 +66,11 @@ class SafetyFilter:
         self._geometry = None if geometry is None or geometry.empty else geometry
         self._contact = contact
         self._now: list[Motion] = []
+        self._last: list[float] | None = None  # the target before, and how it moved
+        self._slope: list[float] | None = None
+        self._active: set[str] = set()
+        self._first, self._share, self._share_step = True, 1.0, 0.0
+        self._refused = self._good = 0
 
     # ---- state
 
@@ -91,7 +96,7 @@ class SafetyFilter:
         self._top = [max(high, m.q) for high, m in zip(self._high, self._now, strict=True)]
         if self._geometry is not None:
             self._geometry.begin(values)
-        self._active: set[str] = set()
+        self._active = set()
         self._refused = 0
         if self._contact is not None:
             self._contact.tank.refill()
@@ -219,8 +224,7 @@ class SafetyFilter:
         self._share = self.config.ramp_share
         ticks = self.config.ramp_in_s / self.dt_s
         self._share_step = (1.0 - self._share) / ticks if ticks >= 1.0 else 1.0
-        self._last: list[float] | None = None
-        self._slope: list[float] | None = None
+        self._last, self._slope = None, None
 
     # ---- what goes out
 

@@ -66,6 +66,7 @@ class _Text:
 @dataclass
 class _End:
     success: bool
+    rows: int  # that were made until then
 
 
 @dataclass
@@ -139,7 +140,7 @@ class EpisodeTape:
         for text in tick.events:
             self._items.put(_Text(f"{tick.stamp_ns * 1e-9:.3f} {text}"))
         if tick.outcome is not None:
-            self._items.put(_End(tick.outcome))
+            self._items.put(_End(tick.outcome, self._rows))
         elif tick.observed is not None and moves:
             self._pending = self._row(tick)
 
@@ -193,7 +194,7 @@ class EpisodeTape:
             if self._now is not None:
                 self._now.events.append(item.text)
         else:
-            self._end(item.success)
+            self._end(item)
 
     def _step(self, row: _Row) -> None:
         now = self._now
@@ -231,15 +232,16 @@ class EpisodeTape:
         known = {"seed": seed, "task": self._task}
         self._recorder.start({k: v for k, v in known.items() if k in self._store.column_types})
 
-    def _end(self, success: bool) -> None:
+    def _end(self, end: _End) -> None:
         now, self._now = self._now, None
         if now is None or not self._recorder.recording:
             return
+        now.cut = now.cut or now.next_row != end.rows + 1
         if self._recorder.n_steps == 0:
             self._recorder.discard()
             return
         columns = {
-            "success": success and not now.cut,
+            "success": end.success and not now.cut,
             "interventions": now.interventions,
             "complete": not now.cut,
             "events": "\n".join(now.events),

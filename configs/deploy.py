@@ -117,6 +117,12 @@ def _finish(config: DeployConfig, result: Mapping[str, Any], console: Console) -
         f"  {counts['commands']} commands, {counts['chunks']} chunks, {counts['chunks_refused']} refused, "
         f"{counts['starved_ticks']} ticks without an action, {result['overruns']} late"
     )
+    if "recorded" in result:
+        tape = result["recorded"]
+        lines.append(
+            f"  {config.record}: {tape['episodes']} episodes of {tape['steps']} steps, {tape['dropped']} dropped"
+            + (f": {tape['trouble']}" if tape["trouble"] else "")
+        )
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     if config.out is not None:
         out = Path(config.out).expanduser()

@@ -10,11 +10,15 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 from visuomotor.data.errors import UserError
+from visuomotor.sim2real.recording.tape import EpisodeTape
 from visuomotor.sim2real.runtime.board import RequestBox, StatusBoard
 from visuomotor.sim2real.runtime.bridge import Bridge
-from visuomotor.sim2real.runtime.build import make_bridge
+from visuomotor.sim2real.runtime.build import check_policy, describe_arm, make_bridge
 from visuomotor.sim2real.runtime.document import Assignment
 from visuomotor.sim2real.runtime.keyboard import Keyboard
 from visuomotor.sim2real.runtime.link import SharedLink
@@ -40,43 +44,57 @@ def main(arguments: Sequence[str]) -> int:
     return 2 if "error" in result else 0
 
 
-def run(job: Assignment) -> dict[str, object]:
+def run(job: Assignment) -> dict[str, Any]:
     """Tick until the session ends; returns its summary.
 
     Raises:
-        UserError: a robot, policy and transport that do not go together.
+        UserError: a robot, policy and transport that do not go together, or a store that takes no recording of them.
     """
     sys.setswitchinterval(_SWITCH_S)
     board, box = StatusBoard(job.board), RequestBox(job.requests)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: box.put(Request.QUIT))
-    link, policy = None, job.setup.policy
-    if job.link is not None and policy is not None:
-        spec = policy.spec
-        link = SharedLink(
-            policy.step_obs,
-            spec.window.horizon,
-            spec.action.size,
-            timeout_s=job.setup.safety.policy_timeout_s,
-            fds=job.link,
-            pid=job.policy_pid,
-        )
-    transport = make_transport(job.transport)
-    try:
-        bridge = make_bridge(job.setup, transport, link=link, board=board, requests=box)
-        pacer = Pacer(round(1e9 / loop_hz(job.setup.robot)), lambda: bridge.parts.observer.state_ns, transport.now_ns)
-        keyboard = Keyboard(box, 0) if job.keyboard else None
+    tape = _tape(job)
+    with ExitStack() as stack:
+        transport = make_transport(job.transport)
+        stack.callback(transport.close)
+        listeners = [] if tape is None else [tape]
+        bridge = make_bridge(job.setup, transport, link=_link(job), board=board, requests=box, listeners=listeners)
+        stack.callback(bridge.parts.observer.close)
+        period_ns = round(1e9 / loop_hz(job.setup.robot))
+        pacer = Pacer(period_ns, lambda: bridge.parts.observer.state_ns, transport.now_ns)
+        if job.keyboard:
+            stack.callback(Keyboard(box, 0).close)
         printer = _Printer()
-        try:
-            _loop(bridge, pacer, box, printer)
-        finally:
-            printer.close()
-            if keyboard is not None:
-                keyboard.close()
-            bridge.parts.observer.close()
-    finally:
-        transport.close()
-    return {**bridge.summary(), "overruns": pacer.overruns, "transport": transport.name}
+        stack.callback(printer.close)
+        _loop(bridge, pacer, box, printer)
+    result = {**bridge.summary(), "overruns": pacer.overruns, "transport": transport.name}
+    if tape is not None:
+        result["recorded"] = tape.close().to_dict()
+    return result
+
+
+def _link(job: Assignment) -> SharedLink | None:
+    policy = job.setup.policy
+    if job.link is None or policy is None:
+        return None
+    return SharedLink(
+        policy.step_obs,
+        policy.spec.window.horizon,
+        policy.spec.action.size,
+        timeout_s=job.setup.safety.policy_timeout_s,
+        fds=job.link,
+        pid=job.policy_pid,
+    )
+
+
+def _tape(job: Assignment) -> EpisodeTape | None:
+    policy, robot = job.setup.policy, job.setup.robot
+    if job.record is None or policy is None:
+        return None
+    actions = check_policy(policy, describe_arm(robot)[0])[1]
+    path = Path(job.record).expanduser()
+    return EpisodeTape(path, policy.spec, policy.fps, tuple(robot.joints), actions, task=job.task)
 
 
 def _loop(bridge: Bridge, pacer: Pacer, box: RequestBox, printer: _Printer) -> None:

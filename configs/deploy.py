@@ -19,6 +19,7 @@ from visuomotor.configs.robots import take_robot, transport_words
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.policies.spec import PolicySpec
 from visuomotor.sim2real.page.server import LivePage
+from visuomotor.sim2real.recording.session import recorded_lines
 from visuomotor.sim2real.robots.config import RobotConfig
 from visuomotor.sim2real.runtime.board import RequestBox, StatusBoard
 from visuomotor.sim2real.runtime.build import PolicyFacts, Setup, make_bridge
@@ -117,12 +118,7 @@ def _finish(config: DeployConfig, result: Mapping[str, Any], console: Console) -
         f"  {counts['commands']} commands, {counts['chunks']} chunks, {counts['chunks_refused']} refused, "
         f"{counts['starved_ticks']} ticks without an action, {result['overruns']} late"
     )
-    if "recorded" in result:
-        tape = result["recorded"]
-        lines.append(
-            f"  {config.record}: {tape['episodes']} episodes of {tape['steps']} steps, {tape['dropped']} dropped"
-            + (f": {tape['trouble']}" if tape["trouble"] else "")
-        )
+    lines += recorded_lines(result["recorded"], config.record, config.bag)
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     if config.out is not None:
         out = Path(config.out).expanduser()

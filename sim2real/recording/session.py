@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from visuomotor.sim2real.runtime.build import Setup, check_policy, describe_arm
 from visuomotor.sim2real.runtime.types import Listener
 from visuomotor.sim2real.transports.choose import TransportConfig
 
-__all__ = ["SessionRecording"]
+__all__ = ["SessionRecording", "recorded_lines"]
 
 
 class SessionRecording:
@@ -52,6 +53,21 @@ class SessionRecording:
         if self._bag is not None:
             found["bag"] = self._bag.close()
         return found
+
+
+def recorded_lines(found: Mapping[str, Any], record: str | None, bag: str | None) -> list[str]:
+    """What :meth:`SessionRecording.close` found, for people."""
+    lines = []
+    if (tape := found.get("episodes")) is not None:
+        text = f"  {record}: {tape['episodes']} episodes, {tape['steps']} steps, {tape['interventions']} interventions"
+        lines.append(f"{text}, {tape['dropped']} steps dropped" + (f": {tape['trouble']}" if tape["trouble"] else ""))
+    if (topics := found.get("bag")) is not None:
+        if "error" in topics:
+            return [*lines, f"  {bag}: {topics['error']}"]
+        n = topics["messages"]
+        lines.append(f"  {bag}: {sum(n.values())} messages of {len(n)} topics")
+        lines += [f"    left out: {topic}, of type {kind}" for topic, kind in topics["left_out"].items()]
+    return lines
 
 
 def _tape(setup: Setup, path: Path, task: str) -> EpisodeTape:

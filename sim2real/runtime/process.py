@@ -11,14 +11,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from visuomotor.data.errors import UserError
-from visuomotor.sim2real.recording.tape import EpisodeTape
+from visuomotor.sim2real.recording.session import SessionRecording
 from visuomotor.sim2real.runtime.board import RequestBox, StatusBoard
 from visuomotor.sim2real.runtime.bridge import Bridge
-from visuomotor.sim2real.runtime.build import check_policy, describe_arm, make_bridge
+from visuomotor.sim2real.runtime.build import make_bridge
 from visuomotor.sim2real.runtime.document import Assignment
 from visuomotor.sim2real.runtime.keyboard import Keyboard
 from visuomotor.sim2real.runtime.link import SharedLink
@@ -54,12 +53,15 @@ def run(job: Assignment) -> dict[str, Any]:
     board, box = StatusBoard(job.board), RequestBox(job.requests)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: box.put(Request.QUIT))
-    tape = _tape(job)
+    recording = SessionRecording(job.setup, job.transport, record=job.record, bag=job.bag, task=job.task)
+    recorded: dict[str, Any] = {}
     with ExitStack() as stack:
+        stack.callback(lambda: recorded.update(recording.close()))
         transport = make_transport(job.transport)
         stack.callback(transport.close)
-        listeners = [] if tape is None else [tape]
-        bridge = make_bridge(job.setup, transport, link=_link(job), board=board, requests=box, listeners=listeners)
+        bridge = make_bridge(
+            job.setup, transport, link=_link(job), board=board, requests=box, listeners=recording.listeners
+        )
         stack.callback(bridge.parts.observer.close)
         period_ns = round(1e9 / loop_hz(job.setup.robot))
         pacer = Pacer(period_ns, lambda: bridge.parts.observer.state_ns, transport.now_ns)
@@ -68,10 +70,7 @@ def run(job: Assignment) -> dict[str, Any]:
         printer = _Printer()
         stack.callback(printer.close)
         _loop(bridge, pacer, box, printer)
-    result = {**bridge.summary(), "overruns": pacer.overruns, "transport": transport.name}
-    if tape is not None:
-        result["recorded"] = tape.close().to_dict()
-    return result
+    return {**bridge.summary(), "overruns": pacer.overruns, "transport": transport.name, "recorded": recorded}
 
 
 def _link(job: Assignment) -> SharedLink | None:
@@ -86,15 +85,6 @@ def _link(job: Assignment) -> SharedLink | None:
         fds=job.link,
         pid=job.policy_pid,
     )
-
-
-def _tape(job: Assignment) -> EpisodeTape | None:
-    policy, robot = job.setup.policy, job.setup.robot
-    if job.record is None or policy is None:
-        return None
-    actions = check_policy(policy, describe_arm(robot)[0])[1]
-    path = Path(job.record).expanduser()
-    return EpisodeTape(path, policy.spec, policy.fps, tuple(robot.joints), actions, task=job.task)
 
 
 def _loop(bridge: Bridge, pacer: Pacer, box: RequestBox, printer: _Printer) -> None:

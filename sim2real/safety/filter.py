@@ -22,13 +22,14 @@ from visuomotor.sim2real.safety.geometry import Geometry
 from visuomotor.sim2real.safety.profile import after, duration, extent, settle
 from visuomotor.sim2real.safety.results import Filtered, SafetyEvent
 from visuomotor.sim2real.safety.tank import Contact, Steps
-from visuomotor.sim2real.safety.tracking import Joint, Motion, blend, pursue, reference
+from visuomotor.sim2real.safety.tracking import Joint, Motion, blend, bounds_of, pursue, reference
 
 __all__ = ["Filtered", "SafetyEvent", "SafetyFilter"]
 
 _INSIDE = 1e-6  # targets stay so far within the position limits [rad]: rounding then never passes them
 _ROUNDING = 1e-9  # relative, of velocities; absolute, of positions [rad]
 _HALVINGS = 12
+_SAY_AGAIN_S = 0.5  # an event that ended so long ago is a new one
 _POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the way to rest where the geometry is checked
 
 
@@ -61,14 +62,15 @@ class SafetyFilter:
         self.limits, self.dt_s, self.config = limits, dt_s, config
         margin = np.minimum(config.position_margin, (limits.high - limits.low) / 4.0)
         self._low, self._high = (limits.low + margin).tolist(), (limits.high - margin).tolist()
-        self._joints = [_joint(limits, i, config, dt_s) for i in range(limits.n)]
+        self._joints = [bounds_of(limits, i, config, dt_s) for i in range(limits.n)]
         geometry = None if kinematics is None else Geometry(kinematics, config, limits.names)
         self._geometry = None if geometry is None or geometry.empty else geometry
         self._contact = contact
         self._now: list[Motion] = []
         self._last: list[float] | None = None  # the target before, and how it moved
         self._slope: list[float] | None = None
-        self._active: set[str] = set()
+        self._said: dict[str, int] = {}  # by kind of event: the last tick that had one
+        self._ticks = 0
         self._first, self._share, self._share_step = True, 1.0, 0.0
         self._refused = self._good = 0
 
@@ -96,7 +98,7 @@ class SafetyFilter:
         self._top = [max(high, m.q) for high, m in zip(self._high, self._now, strict=True)]
         if self._geometry is not None:
             self._geometry.begin(values)
-        self._active = set()
+        self._said = {}
         self._refused = 0
         if self._contact is not None:
             self._contact.tank.refill()
@@ -132,7 +134,7 @@ class SafetyFilter:
         if target is not None and self._contact is not None and (trouble := self._contact.trouble()):
             _note(events, "wrench", trouble, fatal=True)
             goal = None
-        before = self.position
+        before = self._now
         if target is None:
             self._refused = 0
             if self.at_rest:
@@ -147,7 +149,8 @@ class SafetyFilter:
         else:
             self._now = self._follow(goal, self.config.ramp_share if slow else self._share, events)
         if self._contact is not None:
-            self._contact.pay(before, self.position - before, self.dt_s)
+            q = np.array([m.q for m in before])
+            self._contact.pay(q, self.position - q, self.dt_s)
         self._tighten()
         return self._report(goal is not None, events)
 
@@ -329,21 +332,16 @@ class SafetyFilter:
                 self._top[i] = min(self._top[i], max(self._high[i], m.q + up))
 
     def _report(self, following: bool, events: dict[str, SafetyEvent]) -> Filtered:
-        fresh = tuple(event for kind, event in events.items() if kind not in self._active)
-        self._active = set(events)
+        self._ticks += 1
+        fresh = tuple(event for event in events.values() if self._is_new(event))
+        self._said.update(dict.fromkeys(events, self._ticks))
         table = np.array(self._now)
         return Filtered(table[:, 0], table[:, 1], table[:, 2], fresh, following)
+
+    def _is_new(self, event: SafetyEvent) -> bool:
+        quiet = 1.0 if event.fatal else _SAY_AGAIN_S / self.dt_s
+        return self._said.get(event.kind, -inf) < self._ticks - quiet
 
 
 def _note(events: dict[str, SafetyEvent], kind: str, text: str, fatal: bool = False) -> None:
     events.setdefault(kind, SafetyEvent(kind, text, fatal))
-
-
-def _joint(limits: ArmLimits, i: int, config: SafetyConfig, dt: float) -> Joint:
-    """Without jerk or acceleration limits (infinite) one tick is enough for any change."""
-    v = float(limits.velocity[i]) * config.velocity_share
-    if not isfinite(v):
-        raise UserError(f"{limits.names[i]} has no velocity limit; expected one in the robot's preset or its URDF")
-    a = min(float(limits.acceleration[i]) * config.acceleration_share, v / dt)
-    jerk = min(float(limits.jerk[i]) * config.jerk_share, a / dt)
-    return Joint(v, a, jerk, v * v / (2.0 * a) + 1.5 * v * a / jerk)

@@ -11,7 +11,7 @@ __all__ = ["Filtered", "SafetyEvent"]
 
 @dataclass(frozen=True)
 class SafetyEvent:
-    """Something was refused or changed. Reported once when it begins.
+    """Something was refused or changed. Reported when it begins, not in every tick.
 
     Attributes:
         kind: ``not_finite``, ``shape``, ``first_command``, ``jump``, ``position``, ``geometry``, ``energy``,

@@ -13,12 +13,14 @@ acceleration and jerk") share its idea.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from typing import NamedTuple
 
+from visuomotor.data.errors import UserError
+from visuomotor.sim2real.safety.config import ArmLimits, SafetyConfig
 from visuomotor.sim2real.safety.profile import after, settle
 
-__all__ = ["Joint", "Motion", "Reference", "blend", "pursue", "reference"]
+__all__ = ["Joint", "Motion", "Reference", "blend", "bounds_of", "pursue", "reference"]
 
 _EXACT = 1e-12  # of positions [rad or m]: nearer is there
 
@@ -108,3 +110,13 @@ def reference(
     if abs(v) > most:
         return Reference(x, most if v > 0.0 else -most, 0.0)
     return Reference(x, v, a)
+
+
+def bounds_of(limits: ArmLimits, i: int, config: SafetyConfig, dt: float) -> Joint:
+    """Without jerk or acceleration limits (infinite) one tick is enough for any change."""
+    v = float(limits.velocity[i]) * config.velocity_share
+    if not isfinite(v):
+        raise UserError(f"{limits.names[i]} has no velocity limit; expected one in the robot's preset or its URDF")
+    a = min(float(limits.acceleration[i]) * config.acceleration_share, v / dt)
+    jerk = min(float(limits.jerk[i]) * config.jerk_share, a / dt)
+    return Joint(v, a, jerk, v * v / (2.0 * a) + 1.5 * v * a / jerk)

@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python="${PYTHON:-python3}"
 # what the bridge needs of its own dependencies to run in there; no torch
-ours=(numpy zarr numcodecs array-api-compat google-crc32c opencv-python-headless mujoco)
+ours=(numpy hydra-core zarr numcodecs array-api-compat google-crc32c opencv-python-headless mujoco)
 messages=(ros-sensor-msgs ros-trajectory-msgs ros-std-msgs ros-geometry-msgs)
 
 make_venv() { # name, wheel of rclpy, packages of messages...

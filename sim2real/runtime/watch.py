@@ -76,6 +76,8 @@ class Watch:
             self.rivals.look(now_ns)
         if self.rivals.found:
             out.append(self.rivals.found)
+        elif moves and (others := self.command.rivals()):
+            out.append(f"{self.topic} has {others} more publisher{'s' * (others > 1)}; expected this bridge alone")
         if not self.command.matched():
             why = self.command.incompatible
             out.append(f"nobody listens to {self.topic}{f': {why}' if why else ''}")

@@ -48,15 +48,21 @@ def check_topic(topic: str) -> str:
 
 @dataclass(frozen=True)
 class Qos:
-    """How a topic is delivered (ROS 2's names; ROS 1 knows only ``depth`` and latching)."""
+    """How a topic is delivered (ROS 2's names; ROS 1 knows only ``depth`` and latching).
+
+    Attributes:
+        lifespan_s: what could not be delivered for so long is dropped; null: it waits for as long as it takes. A
+            reliable connection that comes back after a cut would otherwise deliver an old command.
+    """
 
     reliable: bool
     depth: int = 10
     transient_local: bool = False
+    lifespan_s: float | None = None
 
 
 SENSOR = Qos(reliable=False, depth=5)  # matches drivers that publish reliably as well
-COMMAND = Qos(reliable=True, depth=1)
+COMMAND = Qos(reliable=True, depth=1, lifespan_s=0.1)
 LATCHED = Qos(reliable=True, depth=1, transient_local=True)
 
 
@@ -100,6 +106,10 @@ class Publisher(ABC, Generic[M]):
     @abstractmethod
     def matched(self) -> int:
         """How many subscribers the middleware has connected."""
+
+    def rivals(self) -> int:
+        """How many others publish on this topic, as far as is known now; asking takes microseconds."""
+        return 0
 
 
 @dataclass

@@ -43,20 +43,9 @@ from visuomotor.sim2real.transports.graph import (
 from visuomotor.sim2real.transports.inbox import Inbox
 
 try:
-    from cyclonedds import idl
+    from cyclonedds import core, idl
     from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication, BuiltinTopicDcpsSubscription
-    from cyclonedds.core import (
-        DDSException,
-        GuardCondition,
-        InstanceState,
-        Listener,
-        Policy,
-        ReadCondition,
-        SampleState,
-        ViewState,
-        WaitSet,
-    )
-    from cyclonedds.core import Qos as DdsQos
+    from cyclonedds.core import DDSException, InstanceState, Policy, ReadCondition, SampleState, ViewState
     from cyclonedds.domain import Domain, DomainParticipant
     from cyclonedds.idl import types as idl_types
     from cyclonedds.idl.annotations import final
@@ -71,7 +60,6 @@ __all__ = ["DdsTransport"]
 M = TypeVar("M", bound=Message)
 _MS = 1_000_000
 _ANY = SampleState.Any | ViewState.Any | InstanceState.Any
-_ALIVE = SampleState.Any | ViewState.Any | InstanceState.Alive
 _MAX_ENDPOINTS = 4096
 _OWNERS = Qos(reliable=True, depth=100, transient_local=True)  # one topic for the owners of all participants
 _BLOCKING_NS = 2 * _MS  # longer than that, a full queue to a slow subscriber loses the message
@@ -80,6 +68,7 @@ _PRIMITIVES = {
     "bool": bool, "string": str, "uint8": idl_types.uint8, "int32": idl_types.int32, "uint32": idl_types.uint32,
     "float32": idl_types.float32, "float64": idl_types.float64,
 }  # fmt: skip
+_Endpoint = tuple[str, str, Qos]  # names of topic and type as DDS has them
 _domains: WeakValueDictionary[int, _SharedDomain] = WeakValueDictionary()
 
 
@@ -138,9 +127,11 @@ def _dds_qos(qos: Qos, ros_type: str | None = None) -> Any:
         Policy.DataRepresentation(use_cdrv0_representation=True, use_xcdrv2_representation=False),
         Policy.WriterDataLifecycle(autodispose=False),
     ]
+    if qos.lifespan_s is not None:
+        policies.append(Policy.Lifespan(round(qos.lifespan_s * 1000 * _MS)))
     if ros_type is not None:
         policies.append(Policy.Userdata(data=f"typehash={type_hash(ros_type)};".encode()))
-    return DdsQos(*policies)
+    return core.Qos(*policies)
 
 
 def _plain_qos(qos: Any) -> Qos:
@@ -159,8 +150,8 @@ def _differs(status: Any) -> str:
 
 class _Writer(Publisher[Any]):
     def __init__(self, transport: DdsTransport, topic: str, ros_type: str, qos: Qos) -> None:
-        listener = Listener(on_offered_incompatible_qos=self._refused)
-        self._transport, self._wire = transport, _wire_type(ros_type)
+        listener = core.Listener(on_offered_incompatible_qos=self._refused)
+        self._transport, self._topic, self._wire = transport, topic, _wire_type(ros_type)
         hashed = None if topic == DISCOVERY_TOPIC else ros_type
         self.dds = DataWriter(
             transport.participant, transport.topic(topic, ros_type), _dds_qos(qos, hashed), listener=listener
@@ -184,6 +175,9 @@ class _Writer(Publisher[Any]):
     def matched(self) -> int:
         return 0 if self._transport.closed else len(self.dds.get_matched_subscriptions())
 
+    def rivals(self) -> int:
+        return max(0, self._transport.writers_on(self._topic) - 1)  # our own is announced to us as well
+
 
 class DdsTransport(Transport):
     """A ROS 2 node on DDS.
@@ -206,17 +200,19 @@ class DdsTransport(Transport):
     ) -> None:
         self.node = node
         self._domain: Any = _domain(domain, interface, peers)
-        self.participant = DomainParticipant(domain, qos=DdsQos(Policy.Userdata(data=b"enclave=/;")))
+        self.participant = DomainParticipant(domain, qos=core.Qos(Policy.Userdata(data=b"enclave=/;")))
         self._topics: dict[tuple[str, str], Any] = {}
         self._writers: list[_Writer] = []
         self._readers: list[tuple[Any, int, Callable[[bytes, int], None]]] = []
         self._owners: dict[bytes, str] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._waitset, self._guard = WaitSet(self.participant), GuardCondition(self.participant)
+        self._waitset, self._guard = core.WaitSet(self.participant), core.GuardCondition(self.participant)
         self._waitset.attach(self._guard)
         kinds = (BuiltinTopicDcpsPublication, BuiltinTopicDcpsSubscription)
-        self._endpoints = [BuiltinDataReader(self.participant, kind) for kind in kinds]
+        self._endpoints = [(BuiltinDataReader(self.participant, kind), dict[bytes, _Endpoint]()) for kind in kinds]
+        for reader, _ in self._endpoints:
+            self._waitset.attach(ReadCondition(reader, _ANY))
         self._announcer = _Writer(self, DISCOVERY_TOPIC, DISCOVERY_TYPE, LATCHED)
         self._listen_to(DISCOVERY_TOPIC, DISCOVERY_TYPE, _OWNERS, self._hear_owners, None)
         self._announce()
@@ -233,6 +229,10 @@ class DdsTransport(Transport):
             self._topics[name, ros_type] = Topic(self.participant, name, _wire_type(ros_type))
         return self._topics[name, ros_type]
 
+    def writers_on(self, name: str) -> int:
+        """How many of all participants write on this topic, by its name on DDS."""
+        return sum(endpoint[0] == name for endpoint in list(self._endpoints[0][1].values()))
+
     def advertise(self, topic: str, message: type[M], qos: Qos = COMMAND) -> Publisher[M]:
         writer = _Writer(self, dds_topic(check_topic(topic)), ROS_NAMES[message], qos)
         self._writers.append(writer)
@@ -248,7 +248,7 @@ class DdsTransport(Transport):
             subscription.incompatible = _differs(status)
 
         inbox = Inbox(subscription, message, callback)
-        listener = Listener(on_requested_incompatible_qos=refused)
+        listener = core.Listener(on_requested_incompatible_qos=refused)
         self._listen_to(dds_topic(topic), ROS_NAMES[message], qos, inbox.deliver, listener)
         self._announce()
         return subscription
@@ -265,6 +265,7 @@ class DdsTransport(Transport):
     def _run(self) -> None:
         while not self.closed:
             self._waitset.wait(200 * _MS)
+            self._follow_endpoints()
             with self._lock:
                 readers = list(self._readers)
             for reader, depth, deliver in readers:
@@ -273,6 +274,14 @@ class DdsTransport(Transport):
                         return
                     if isinstance(sample, _Wire):  # others only say that a writer has left
                         deliver(sample.data, time.monotonic_ns())
+
+    def _follow_endpoints(self) -> None:
+        for reader, known in self._endpoints:
+            for sample in reader.take(N=_MAX_ENDPOINTS):
+                if sample.sample_info.valid_data:
+                    known[sample.key.bytes] = (sample.topic_name, sample.type_name, _plain_qos(sample.qos))
+                else:
+                    known.pop(sample.key.bytes, None)
 
     def _hear_owners(self, data: bytes, _received_ns: int) -> None:
         try:
@@ -295,11 +304,7 @@ class DdsTransport(Transport):
         if self.closed:
             return []
         publishers, subscribers = (
-            [
-                (e.topic_name, e.key.bytes, e.type_name, _plain_qos(e.qos))
-                for e in reader.read(N=_MAX_ENDPOINTS, condition=ReadCondition(reader, _ALIVE))
-            ]
-            for reader in self._endpoints
+            [(name, key, kind, qos) for key, (name, kind, qos) in list(known.items())] for _, known in self._endpoints
         )
         return assemble(publishers, subscribers, dict(self._owners))
 
@@ -313,7 +318,13 @@ class DdsTransport(Transport):
             self._thread.join()
         # Cyclone deletes an entity with its Python object, which others may still hold: the announcements go out now
         readers, writers = [reader for reader, _, _ in self._readers], [self._announcer, *self._writers]
-        entities = [self._waitset, self._guard, *self._endpoints, *readers, *(w.dds for w in writers)]
+        entities = [
+            self._waitset,
+            self._guard,
+            *(reader for reader, _ in self._endpoints),
+            *readers,
+            *(w.dds for w in writers),
+        ]
         for entity in [*entities, *self._topics.values(), self.participant]:
             entity.__del__()
         self._domain = None

@@ -68,6 +68,9 @@ class _Writer(Publisher[Any]):
     def matched(self) -> int:
         return len(self.bus.readers(self))
 
+    def rivals(self) -> int:
+        return sum(writer is not self for writer in self.bus.topics[self.topic][0])
+
 
 class Bus:
     """What connects the nodes of one process.

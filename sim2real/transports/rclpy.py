@@ -37,6 +37,7 @@ M = TypeVar("M", bound=Message)
 def _rclpy() -> Any:
     try:
         import rclpy
+        import rclpy.duration
         import rclpy.event_handler
         import rclpy.executors
         import rclpy.qos
@@ -69,8 +70,11 @@ def _message_class(ros_type: str) -> Any:
 
 
 def _ros_qos(qos: Qos) -> Any:
-    policies = _rclpy().qos
+    rclpy = _rclpy()
+    policies = rclpy.qos
+    lifespan = {} if qos.lifespan_s is None else {"lifespan": rclpy.duration.Duration(seconds=qos.lifespan_s)}
     return policies.QoSProfile(
+        **lifespan,
         depth=qos.depth,
         reliability=getattr(policies.ReliabilityPolicy, "RELIABLE" if qos.reliable else "BEST_EFFORT"),
         durability=getattr(policies.DurabilityPolicy, "TRANSIENT_LOCAL" if qos.transient_local else "VOLATILE"),
@@ -94,7 +98,7 @@ def _differs(event: Any) -> str:
 class _Writer(Publisher[Any]):
     def __init__(self, transport: RclpyTransport, topic: str, ros_type: str, qos: Qos) -> None:
         events = _rclpy().event_handler.PublisherEventCallbacks(incompatible_qos=self._refused)
-        self._transport = transport
+        self._transport, self._topic = transport, topic
         self._ros = transport.node.create_publisher(
             _message_class(ros_type), topic, _ros_qos(qos), event_callbacks=events
         )
@@ -109,6 +113,9 @@ class _Writer(Publisher[Any]):
 
     def matched(self) -> int:
         return 0 if self._transport.closed else int(self._ros.get_subscription_count())
+
+    def rivals(self) -> int:
+        return 0 if self._transport.closed else int(self._transport.node.count_publishers(self._topic)) - 1
 
 
 class RclpyTransport(Transport):

@@ -7,10 +7,12 @@ nowhere else comes from there. The messages' classes are made here: no package o
 from __future__ import annotations
 
 import atexit
+import contextlib
 import http.client
 import importlib
 import os
 import sys
+import threading
 import time
 import xmlrpc.client
 from collections.abc import Callable
@@ -42,6 +44,7 @@ M = TypeVar("M", bound=Message)
 _DEBIAN = Path("/usr/lib/python3/dist-packages")
 _BUFFER = 1 << 24  # bytes; with less, rospy collects a large picture in pieces and falls behind
 _TIMEOUT_S = 3.0
+_LOOK_S = 1.0
 
 
 @cache
@@ -119,8 +122,8 @@ def _genpy() -> Any:
 
 
 class _Writer(Publisher[Any]):
-    def __init__(self, topic: str, ros_type: str, qos: Qos) -> None:
-        self._wire = _wire_type(ros_type)
+    def __init__(self, transport: RospyTransport, topic: str, ros_type: str, qos: Qos) -> None:
+        self._transport, self._topic, self._wire = transport, topic, _wire_type(ros_type)
         self.ros = _rospy().Publisher(
             topic, self._wire, queue_size=qos.depth, latch=qos.transient_local, tcp_nodelay=True
         )
@@ -132,6 +135,9 @@ class _Writer(Publisher[Any]):
 
     def matched(self) -> int:
         return int(self.ros.get_num_connections())
+
+    def rivals(self) -> int:
+        return self._transport.publishers.get(self._topic, 1) - 1
 
 
 class RospyTransport(Transport):
@@ -150,10 +156,20 @@ class RospyTransport(Transport):
         _call_master("getPid")  # without a master rospy itself would wait for ever
         rospy.init_node(node, disable_signals=True, anonymous=False)
         self._ends: list[Any] = []
+        self.publishers: dict[str, int] = {}  # by topic, a second old at most
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="rospy graph", daemon=True)
+        self._thread.start()
         atexit.register(self.close)
 
+    def _look(self) -> None:
+        """Asking the master takes milliseconds or, when it hangs, seconds: nothing for the loop of the bridge."""
+        while not self._closing.wait(_LOOK_S):
+            with contextlib.suppress(ConfigError):
+                self.publishers = {topic: len(nodes) for topic, nodes in _call_master("getSystemState")[0]}
+
     def advertise(self, topic: str, message: type[M], qos: Qos = COMMAND) -> Publisher[M]:
-        writer = _Writer(check_topic(topic), ROS_NAMES[message], qos)
+        writer = _Writer(self, check_topic(topic), ROS_NAMES[message], qos)
         self._ends.append(writer.ros)
         return writer
 
@@ -189,6 +205,8 @@ class RospyTransport(Transport):
 
     def close(self) -> None:
         atexit.unregister(self.close)
+        self._closing.set()
+        self._thread.join()
         for end in self._ends:
             end.unregister()
         self._ends.clear()

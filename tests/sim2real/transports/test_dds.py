@@ -132,6 +132,17 @@ def test_the_graph_shows_types_qualities_and_owners(pair: tuple[Transport, Trans
     assert not state.publishers[0].qos.reliable
 
 
+def test_another_publisher_of_the_same_topic_is_counted(pair: tuple[Transport, Transport]) -> None:
+    bridge, other = pair
+    out = bridge.advertise("/command", FloatArray)
+    until(lambda: any(t.topic == "/command" for t in bridge.graph()), what="our own announcement")
+    assert out.rivals() == 0
+    other.advertise("/command", FloatArray)
+    until(lambda: out.rivals() == 1, what="the other's announcement")
+    other.close()
+    until(lambda: out.rivals() == 0, what="leaving")
+
+
 def test_domains_do_not_hear_each_other(domain: int) -> None:
     bridge, other = DdsTransport("bridge", domain), DdsTransport("robot", free_domain())
     heard: list[str] = []

@@ -151,3 +151,14 @@ def test_settings_that_cannot_be_are_refused() -> None:
             Bus(**bad)
     with pytest.raises(ValueError, match="backwards"):
         Bus().advance(-1)
+
+
+def test_another_publisher_of_the_same_topic_is_counted() -> None:
+    bus = Bus()
+    out = bus.node("bridge").advertise("/x", Text)
+    assert out.rivals() == 0
+    other = bus.node("other")
+    other.advertise("/x", Text)
+    assert out.rivals() == 1
+    other.close()
+    assert out.rivals() == 0

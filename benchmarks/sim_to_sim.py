@@ -37,8 +37,14 @@ METHODS = ("none", "fixed", "adr", "doraemon")
 ADAPTIVE = ("adr", "doraemon")
 CURRICULA = {
     "fixed": ["observe=true"],
-    "adr": ["kind=adr", "observe=true", "adr.step=0.1", "adr.episodes=12", "adr.widen=0.7", "adr.narrow=0.4"],
-    "doraemon": ["kind=doraemon", "observe=true", "doraemon.episodes=192", "doraemon.success=0.6"],
+    "adr": ["kind=adr", "observe=true", "adr.step=0.1", "adr.episodes=8", "adr.widen=0.7", "adr.narrow=0.4"],
+    "doraemon": [
+        "kind=doraemon",
+        "observe=true",
+        "doraemon.episodes=96",
+        "doraemon.concentration=30",
+        "doraemon.success=0.6",
+    ],
 }
 
 
@@ -59,7 +65,7 @@ SETUPS = {
     "push": Setup(
         "push_t_arm", 1_500_000, 200, (*_IMITATION, "train.steps=8000", "train.eval_every=4000"), ("ppo.lr=1e-4",)
     ),
-    "cartpole": Setup("cartpole", 150_000, train=("env.max_episode_steps=150", "ppo.num_envs=64")),
+    "cartpole": Setup("cartpole", 150_000, train=("env.max_episode_steps=75", "ppo.num_envs=64")),
 }
 
 

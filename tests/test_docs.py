@@ -22,11 +22,13 @@ from visuomotor.configs.bench import BenchConfig
 from visuomotor.configs.bench_table import replace_block
 from visuomotor.configs.cli import main
 from visuomotor.configs.compose import compose_train, groups, parse_plain
+from visuomotor.configs.distill import DistillCommand
 from visuomotor.configs.export import ExportConfig
-from visuomotor.configs.help import bench_help, eval_help, export_help, rl_help, train_help
+from visuomotor.configs.help import bench_help, eval_help, export_help, rl_help, settings_help, train_help
 from visuomotor.configs.registry import backbones, heads
 from visuomotor.configs.rl_compose import compose_finetune, compose_rl, head_class
 from visuomotor.configs.schema import EvalConfig
+from visuomotor.configs.sysid import ExciteConfig, SysidConfig
 from visuomotor.data.store import DemoStore
 from visuomotor.data.windows import WindowConfig
 from visuomotor.policies.base import ChunkSizes, Head, NetSizes, Observed
@@ -107,6 +109,13 @@ def test_settings_of_written_commands_are_accepted(page: Path) -> None:
         compose_finetune(words, head=ShortcutHead, saved={"task": "lift", "env": {}})
     for words in commands(page, "eval"):
         parse_plain(EvalConfig, words)
+    for words in commands(page, "sysid"):
+        exciting = words[0] == "excite"
+        parse_plain(ExciteConfig if exciting else SysidConfig, words[exciting:])
+    for words in commands(page, "distill"):
+        own = [w for w in words if w.startswith(("teacher=", "distill."))]
+        parse_plain(DistillCommand, own)
+        compose_train(["data.path=labels.zarr", *(w for w in words if w not in own and "randomization" not in w)])
     for words in commands(page, "export"):
         parse_plain(ExportConfig, words)
     own = {f.name for f in fields(BenchConfig)}
@@ -132,6 +141,8 @@ def helped(text: str) -> dict[str, dict[str, str]]:
 
 TRAIN = helped(train_help())
 OTHERS = helped(eval_help())[""] | helped(bench_help())[""] | helped(export_help())[""]
+for schema in (SysidConfig, ExciteConfig, DistillCommand):
+    OTHERS |= helped(settings_help(schema))[""]
 RL = helped(rl_help("rl"))[""] | helped(rl_help("finetune"))[""]
 KNOWN = set(RL) | {key for section in TRAIN.values() for key in section} | set(OTHERS)
 
@@ -187,7 +198,7 @@ def test_settings_named_in_the_text_exist(page: Path) -> None:
         for word in code.split():
             key = word.partition("=")[0].removesuffix(".*").removesuffix(".")
             if re.fullmatch(r"[a-z]\w*(\.\w+)+", key) and key.partition(".")[0] in first and "/" not in word:
-                known = key in KNOWN or key in parents or key.endswith((".py", ".json", ".onnx", ".pt2"))
+                known = key in KNOWN or key in parents or key.endswith((".py", ".json", ".onnx", ".pt2", ".yaml"))
                 assert known, f"{page.name}: {key}"
 
 

@@ -32,6 +32,7 @@ __all__ = ["Bridge", "Parts"]
 _BOARD_NS = 50_000_000
 _SETTLED_NS = 500_000_000  # after which a fault's standing arm is not commanded any more
 _HELD_NS = 600_000_000  # a key that is held repeats itself after half a second at the latest
+_WITHOUT_POLICY = {Request.START: Request.TAKE_OVER, Request.HAND_BACK: Request.HOLD}
 _TAIL_S = 0.02  # between the points of a way to rest
 
 
@@ -141,6 +142,8 @@ class Bridge:
             if request is Request.HELD:
                 self._held_ns = now_ns
                 continue
+            if self.parts.scheduler is None:
+                request = _WITHOUT_POLICY.get(request, request)
             if request is Request.STOP:
                 self._asked.clear()
             if request in (Request.SUCCESS, Request.FAILURE):

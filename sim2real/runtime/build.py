@@ -76,12 +76,14 @@ class PolicyFacts:
         saved_control: ``env.control`` of the simulated task that it was trained in, if it was.
         fps: control steps per second.
         sources: for observations that the robot does not have by name: the keys that make them, end to end.
+        acts: False: nobody acts but a person; what a policy will see and do is recorded in these terms.
     """
 
     spec: PolicySpec
     fps: float
     saved_control: Mapping[str, Any] | None = None
     sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    acts: bool = True
 
     @property
     def step_obs(self) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def make_bridge(
     outward = DryTransport(transport) if runtime.dry_run else transport
     dt_s = 1.0 / loop_hz(robot)
     scheduler = None
-    if policy is not None:
+    if policy is not None and policy.acts:
         scheduler = Scheduler(check_policy(policy, arm)[1], fade_s=runtime.fade_s, lead=runtime.lead)
     observer = Observer(
         robot,

@@ -46,7 +46,7 @@ class Session:
         self.board, self.requests = StatusBoard(), RequestBox()
         self._result = os.memfd_create("visuomotor", os.MFD_CLOEXEC)
         self._port: PolicyPort | None = None
-        if setup.policy is not None:
+        if setup.policy is not None and setup.policy.acts:
             spec = setup.policy.spec
             self._port = PolicyPort(setup.policy.step_obs, spec.window.horizon, spec.action.size)
         job = Assignment(

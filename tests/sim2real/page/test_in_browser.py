@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from visuomotor.data.errors import ConfigError
+from visuomotor.sim2real.runtime.keyboard import KEYS
 from visuomotor.sim2real.runtime.types import Request, State
 
 SHOTS = os.environ.get("PAGE_SHOTS")  # a folder: pictures of the page are left there to look at
@@ -75,16 +76,26 @@ def test_every_button_and_key_asks_for_its_request(opened, board, box):
         opened.click(f"[...document.querySelectorAll('#keys button')].find(b => b.firstChild.textContent === '{text}')")
         wait_for(lambda request=request: [*map(str, box.got)][-1:] == [request])
     box.got.clear()
-    for key in "htsfor":
+    for key in "htyngr":
         opened.press(key, text=key)
     wait_for(lambda: len(box.got) >= 5)
     assert [*map(str, box.got)] == ["hold", "take_over", "success", "failure", "home"]  # no reset in RUN
     board.changes = {"state": State.READY}
     opened.until("document.getElementById('state').textContent === 'ready'")
     box.got.clear()
-    opened.press("Enter", text="\r")
+    opened.press("s", text="s")
     wait_for(lambda: box.got == [Request.START])
     assert opened.failures == []
+
+
+def test_keys_are_those_of_the_terminal(opened):
+    shown = opened.evaluate("KEYS.map(([request, , key]) => [request, key])")
+    assert {(r, k) for r, k in shown if k} == {
+        (str(request), key)
+        for key, (request, _) in KEYS.items()
+        if request not in (Request.STOP, Request.HELD, Request.QUIT)
+    }
+    assert KEYS[" "][0] is Request.STOP
 
 
 def test_stop_is_sent_by_button_and_key_until_the_bridge_has_stopped(opened, board, box):
@@ -125,9 +136,9 @@ def test_hold_to_run_repeats_while_it_is_held_and_ends_with_it(opened, box):
     n = len(box.got)
     time.sleep(0.6)
     assert len(box.got) == n
-    opened.call("Input.dispatchKeyEvent", type="keyDown", key="g", code="KeyG", text="g")
+    opened.call("Input.dispatchKeyEvent", type="keyDown", key="k", code="KeyK", text="k")
     wait_for(lambda: len(box.got) >= n + 3)
-    opened.call("Input.dispatchKeyEvent", type="keyUp", key="g", code="KeyG")
+    opened.call("Input.dispatchKeyEvent", type="keyUp", key="k", code="KeyK")
 
 
 def test_silence_of_the_bridge_and_of_the_server_is_said(opened, board, page):

@@ -99,9 +99,7 @@ def image(encoding: str, rows: np.ndarray, padding: int = 0, **others: Any) -> I
     flat = rows.reshape(rows.shape[0], -1).view(np.uint8)
     data = np.pad(flat, ((0, 0), (0, padding)))
     width = others.pop("width", rows.shape[1])
-    return Image(
-        height=len(rows), width=width, encoding=encoding, step=data.shape[1], data=data.reshape(-1), **others
-    )
+    return Image(height=len(rows), width=width, encoding=encoding, step=data.shape[1], data=data.reshape(-1), **others)
 
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -139,7 +137,7 @@ def test_compressed_pictures_and_bytes_that_are_none() -> None:
     assert np.abs(got.astype(int) - smooth).max() <= 3
     with pytest.raises(DataError, match="are no picture"):
         pixels(CompressedImage(format="jpeg", data=np.zeros(20, np.uint8)))
-    with pytest.raises(DataError, match="unknown encoding 'rgb9'. Did you mean 'rgb8'"):
+    with pytest.raises(DataError, match=r"unknown encoding 'rgb9'\. Did you mean 'rgb8'"):
         pixels(image("rgb9", COLOURS))
     with pytest.raises(DataError, match="too few for 9 x 6"):
         pixels(image("rgb8", COLOURS, width=9))

@@ -135,7 +135,8 @@ class Rig:
     def __init__(
         self, path: Callable[[float], np.ndarray] | None = None, *, config: RobotConfig | None = None,
         policy: PolicySpec | None = None, latency_s: float = 0.1, offset_ns: int = 0,
-        episodes: EpisodeConfig | None = None, runtime: RuntimeConfig | None = None, link: PolicyLink | None = None, saved: Mapping[str, Any] | None = None,
+        episodes: EpisodeConfig | None = None,
+        runtime: RuntimeConfig | None = None, link: PolicyLink | None = None, saved: Mapping[str, Any] | None = None,
         bus: Bus | None = None, ensemble: bool = False, n_exec: int = 4,
     ) -> None:  # fmt: skip
         self.bus = bus or Bus()

@@ -58,7 +58,7 @@ class SysidConfig:
         tolerance: an unknown is called identified if three standard deviations are within this share of its value.
         profile: patterns of unknowns whose profile of the cost is drawn.
         solver: how the fit is made.
-        options: settings of the bag's import, such as options.map=<yaml> (docs/importing.md).
+        options: settings of the bag's import, such as options.mapping=<yaml> (docs/importing.md).
         threads: that simulate; 0 takes one a core.
     """
 

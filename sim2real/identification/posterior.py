@@ -117,7 +117,7 @@ def _estimate(
     std_z, alone_z = np.sqrt(covariance[i, i]), np.sqrt(alone[i, i])
     value, slope = float(u.values(z)[i]), float(u.slopes(z)[i])
     size = abs(value) if u.log[i] else max(abs(value), _LEAST * float(u.width[i]))
-    bound = bool(min(z[i] - u.low[i], u.high[i] - z[i]) < _BOUND) and u.values(z)[i] != u.floor[i]
+    bound = bool(min(z[i] - u.low[i], u.high[i] - z[i]) < _BOUND and u.values(z)[i] != u.floor[i])
     if _TIMES * alone_z * slope <= tolerance * size:
         verdict = "identified"
     else:
@@ -150,9 +150,10 @@ def autocorrelation_time(errors: np.ndarray, spans: np.ndarray) -> np.ndarray:
     """Integrated autocorrelation time of each column in samples, at least 1 (Sokal's window of 5 times it)."""
     tau = np.ones(errors.shape[1])
     for c in range(errors.shape[1]):
-        power = sum(_lags(errors[a:b, c]) for a, b in pairwise(spans) if b - a > 8)
-        if np.ndim(power) and power[0] > 0:
-            rho = np.asarray(power) / power[0]
+        lags = [_lags(errors[a:b, c]) for a, b in pairwise(spans) if b - a > 8]
+        power = np.sum(lags, axis=0) if lags else np.zeros(1)
+        if power[0] > 0:
+            rho = power / power[0]
             running = 1 + 2 * np.cumsum(rho[1:])
             inside = np.arange(1, len(running) + 1) >= 5 * running
             tau[c] = max(1.0, float(running[int(inside.argmax()) if inside.any() else -1]))

@@ -114,7 +114,7 @@ def write_model(path: Path, robot: RobotModel, unknowns: Unknowns, z: np.ndarray
     except ValueError as error:
         return f"MuJoCo cannot write it: {' '.join(str(error).split())}"
     path.write_text(text, encoding="utf-8")
-    beside = {"joints": list(robot.joints), "tcp": robot.tcp, "home": [float(x) for x in robot.home]}
+    beside: dict[str, Any] = {"joints": list(robot.joints), "tcp": robot.tcp, "home": [float(x) for x in robot.home]}
     beside |= {"reach": float(robot.reach), "yaw": 0.0, "gravcomp": False}  # as the model itself has it
     path.with_suffix(".robot.yaml").write_text(yaml.safe_dump(beside, sort_keys=False), encoding="utf-8")
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import mujoco
@@ -25,6 +26,7 @@ from visuomotor.sim2real.identification.unknowns import Unknowns, choose
 from visuomotor.sim2real.randomization.build import build_events
 
 pytest.importorskip("scipy", reason="the extra sysid")
+sys.path.append(str(Path(__file__).parents[1] / "data"))
 NOISE = {"position": 5e-4, "velocity": 5e-3}  # [rad, rad/s]
 
 
@@ -181,3 +183,28 @@ def unknowns() -> Unknowns:
     every = ["mass:link4", "center_of_mass:hand", "inertia:link5", "damping", "friction_loss", "position_gain",
              "velocity_gain", "force_limit", "sensor_delay"]  # fmt: skip
     return choose(every, Plant(robot, threads=1).model, robot)
+
+
+def test_a_bag_is_imported_first(tmp_path: Path) -> None:
+    pytest.importorskip("rosbags")
+    from bag_samples import joints, write_bag
+
+    (episode,) = real_arm("panda", ["friction_loss"], PANDA, ExcitationConfig(duration=4, episodes=1)).episodes
+    names = [f"panda_{j}" for j in get_robot("panda").joints]
+    samples = []
+    for t, command, position in zip(episode.time, episode.command, episode.measured["position"], strict=True):
+        for topic, values in (("/arm/command", command), ("/joint_states", position)):
+            samples.append((topic, float(t), "sensor_msgs/msg/JointState", joints(float(t), names, values.tolist())))
+    mapping = tmp_path / "map.yaml"
+    keys = {"command": {"topic": "/arm/command", "unit": "rad", "role": "action"},
+            "joint_pos": {"topic": "/joint_states", "unit": "rad"}}  # fmt: skip
+    mapping.write_text(json.dumps({"fps": 100, "keys": {k: {**v, "joints": names} for k, v in keys.items()}}))
+    bag = write_bag(tmp_path, "mcap", samples).parent
+    words = [f"data={bag}", f"options.mapping={mapping}", "robot=panda", f"out={tmp_path / 'out'}",
+             "fit=[friction_loss,actuator_delay]", "threads=1", "solver.starts=1",
+             "solver.rounds=1"]  # fmt: skip
+    assert main(["sysid", *words]) == 0
+    numbers = json.loads((tmp_path / "out" / "sysid.json").read_text())
+    (found,) = [e["value"] for e in numbers["estimates"] if e["name"] == "friction_loss/joint3"]
+    assert found == pytest.approx(PANDA["friction_loss/joint3"], rel=0.1)
+    assert "nothing was left to validate on" in " ".join(numbers["notes"])

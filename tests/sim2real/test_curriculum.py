@@ -1,4 +1,4 @@
-"""Curricula in worlds: what terms draw, when ranges move, and that nothing of it is lost in a snapshot."""
+"""Curricula: what they draw, and when and how far their ranges move."""
 
 from __future__ import annotations
 
@@ -10,16 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from visuomotor.data.errors import ConfigError
-from visuomotor.envs.registry import make_env
-from visuomotor.envs.sim.engines import EngineConfig
-from visuomotor.envs.sim.env import SimVecEnv
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.spread import Spread
-from visuomotor.envs.tasks.cartpole import CartpoleConfig
-from visuomotor.sim2real.randomization.build import training_events
-from visuomotor.sim2real.randomization.config import RandomizationConfig, TermConfig
 from visuomotor.sim2real.randomization.curriculum.adr import ADR
 from visuomotor.sim2real.randomization.curriculum.base import Curriculum
 from visuomotor.sim2real.randomization.curriculum.build import make_curriculum
@@ -78,103 +71,6 @@ def test_several_numbers_lie_on_both_sides_as_far_as_the_number_of_the_world() -
     assert space.within(z, 0, share)[0].tolist() == pytest.approx(half)
     assert space.within(1 - z, 0, share)[0].tolist() == pytest.approx(half[::-1][::-1])
     assert space.within(z, 1, share)[0].tolist() == pytest.approx([0.03, 0.015, 0.0, 0.015, 0.03])
-
-
-# ---- the terms of an environment
-
-TERMS = {
-    "mass": TermConfig(names=["pole"], low=0.25, high=4.0, distribution="loguniform"),
-    "damping": TermConfig(names=["*"], low=0.5, high=1.5),
-    "free": TermConfig(term="armature", names=["slider"], operation="+", low=0.0, high=0.1, governed=False),
-    "point": TermConfig(term="friction_loss", names=["slider"], operation="+", low=0.0, high=0.0),
-}
-
-
-def cartpole(curriculum: CurriculumConfig, n: int = 8, steps: int = 5) -> SimVecEnv:
-    config = CartpoleConfig(engine=EngineConfig(threads=1), max_episode_steps=steps)
-    randomization = RandomizationConfig(terms=TERMS, curriculum=curriculum)
-    env = make_env(config, n, training_events(randomization))
-    assert isinstance(env, SimVecEnv)
-    return env
-
-
-def test_a_term_reads_the_number_of_its_world_and_others_keep_their_ranges() -> None:
-    env = cartpole(CurriculumConfig(kind="adr", observe=True, adr=ADRConfig(step=0.25, episodes=1)))
-    names = env.obs_spec["randomization"].names
-    assert names == ("mass", "damping")
-    obs = env.reset(seeds=range(8))
-    nominal, mass = env.sim.nominal("body_mass")[-1], env.sim.model_field("body_mass")[:, -1]
-    damping = env.sim.model_field("dof_damping") / env.sim.nominal("dof_damping")
-    assert torch.equal(mass, nominal.expand(8))  # the ranges are points so far
-    assert torch.equal(damping, torch.ones_like(damping))
-    assert bool((obs["randomization"] == 0).all())
-    assert len(env.sim.model_field("dof_armature")[:, 0].unique()) == 8  # not governed: all of its range
-    for _ in range(30):  # every episode succeeds
-        for _ in range(5):
-            obs = env.step(torch.zeros(8, 1)).obs
-        env.events.adapt(0, alone)
-    shares = obs["randomization"].double()
-    torch.testing.assert_close(mass / nominal, 4.0 ** shares[:, 0], rtol=1e-5, atol=0)
-    damping = env.sim.model_field("dof_damping") / env.sim.nominal("dof_damping")
-    assert len(shares.unique(dim=0)) == 8
-    assert bool(((damping - 1).abs() <= 0.5 * shares[:, 1:].abs() + 1e-6).all())  # two joints, each its own
-    assert bool((damping[:, 0] != damping[:, 1]).any())
-    assert env.events.report()["dr_width"] == pytest.approx(1.0)
-
-
-def test_the_same_seeds_give_the_same_numbers_in_any_number_of_worlds() -> None:
-    config = CurriculumConfig(kind="doraemon")
-    few, many = cartpole(config, 3), cartpole(config, 8)
-    few.reset(seeds=[7, 5, 6])
-    many.reset(seeds=range(8))
-    for field in ("body_mass", "dof_damping"):
-        assert torch.equal(few.sim.model_field(field), many.sim.model_field(field)[[7, 5, 6]])
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        CurriculumConfig(kind="linear", linear=LinearConfig(by="success", episodes=8)),
-        CurriculumConfig(kind="adr", adr=ADRConfig(episodes=2)),
-        CurriculumConfig(kind="doraemon", doraemon=DoraemonConfig(episodes=16)),
-    ],
-    ids=lambda c: c.kind,
-)
-def test_what_is_restored_goes_on_bit_for_bit(config: CurriculumConfig) -> None:
-    def run(env: SimVecEnv, rounds: int) -> None:
-        for i in range(rounds):
-            for _ in range(7):
-                env.step(torch.full((8, 1), 0.02))
-            env.events.adapt(56 * i, alone)
-
-    env = cartpole(config)
-    env.reset(seeds=range(8))
-    run(env, 4)
-    saved = env.snapshot()
-    run(env, 6)
-    again = cartpole(config)
-    again.restore(saved)
-    run(again, 6)
-    assert env.events.report() == again.events.report()
-    assert env.events.report()["dr_width"] > 0.1
-    whole, parts = env.snapshot(), again.snapshot()
-    assert torch.equal(whole.sim.state, parts.sim.state)
-    assert all(torch.equal(v, parts.sim.model[k]) for k, v in whole.sim.model.items())
-    for name, value in whole.buffers.items():
-        torch.testing.assert_close(value, parts.buffers[name], rtol=0, atol=0, equal_nan=True, msg=name)
-
-
-def test_environments_from_one_list_do_not_share_their_numbers() -> None:
-    events = training_events(RandomizationConfig(terms=TERMS, curriculum=CurriculumConfig(kind="doraemon")))
-    config = CartpoleConfig(engine=EngineConfig(threads=1))
-    a, b = (make_env(config, n, events) for n in (4, 2))
-    assert isinstance(a, SimVecEnv)
-    assert isinstance(b, SimVecEnv)
-    a.reset(seeds=range(4))
-    b.reset(seeds=[9, 9])
-    mass = a.sim.model_field("body_mass")[:, -1].clone()
-    a.reset(seeds=range(4))
-    assert torch.equal(mass, a.sim.model_field("body_mass")[:, -1])
 
 
 # ---- linear
@@ -291,15 +187,15 @@ def doraemon(n: int, parameters: list[Parameter], **settings: Any) -> Any:
 
 def test_it_widens_to_where_the_policy_fails_and_leans_away_from_there() -> None:
     n = 256
-    curriculum = doraemon(n, [MASS, DELAY, SHAPE], success=0.7, divergence=0.3, episodes=n)
+    curriculum = doraemon(n, [MASS, DELAY, SHAPE], success=0.7, episodes=n, concentration=40.0)
     entropies = []
-    for i in range(30):
+    for i in range(10):
         values = begin(curriculum, n, i)
-        end(curriculum, (values[:, 0] < 2.0) & (values[:, 1] < 0.03))
+        end(curriculum, (values[:, 0] < 1.4) & (values[:, 1] < 0.03))
         curriculum.adapt(0, alone)
         entropies.append(curriculum.report()["dr_entropy"])
     report = curriculum.report()
-    assert entropies[-1] > entropies[0] + 1.0
+    assert entropies[-1] > entropies[0] + 0.5
     assert report["dr_low/mass"] < 0.35
     assert report["dr_high/mass"] < 3.0
     assert {report["dr_low/shape"], report["dr_high/shape"]} == {1.0, 3.0}
@@ -337,37 +233,3 @@ def test_episodes_carry_the_density_that_they_were_drawn_with() -> None:
     assert rows[:, 2].tolist() == [1.0] * 4
     curriculum.adapt(0, alone)
     assert int(curriculum._written) == 4  # too few to judge
-
-
-# ---- settings
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: CurriculumConfig(kind="adrr"), "kind='adrr' is unknown. Did you mean 'adr'"),
-        (lambda: CurriculumConfig(adr=ADRConfig(step=0.1)), "adr.step does nothing with curriculum.kind=fixed"),
-        (lambda: ADRConfig(narrow=0.9), "adr.narrow=0.9"),
-        (lambda: LinearConfig(by="time"), "linear.by='time' is unknown"),
-        (lambda: LinearConfig(steps=0), "linear.steps=0: expected more than 0"),
-        (lambda: DoraemonConfig(success=1.5), "doraemon.success=1.5: expected above 0 and up to 1"),
-        (lambda: DoraemonConfig(episodes=2), "doraemon.episodes=2: expected at least 8"),
-        (lambda: DoraemonConfig(concentration=1.0), "doraemon.concentration=1"),
-        (
-            lambda: training_events(
-                RandomizationConfig(terms={"point": TERMS["point"]}, curriculum=CurriculumConfig(kind="adr"))
-            ),
-            "kind=adr has nothing to govern",
-        ),
-    ],
-)
-def test_mistakes_are_named(make: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        make()
-
-
-def test_fixed_ranges_need_no_curriculum() -> None:
-    events = training_events(RandomizationConfig(terms=TERMS))
-    assert not any(isinstance(e, Curriculum) for e in events)
-    observed = training_events(RandomizationConfig(terms=TERMS, curriculum=CurriculumConfig(observe=True)))
-    assert isinstance(observed[0], Curriculum)

@@ -17,6 +17,7 @@ from visuomotor.sim2real.identification.unknowns import Unknowns
 __all__ = ["Plant", "held", "initial_state", "resampled"]
 
 _FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS
+_THREADS = 16  # each has a model of its own
 _START = 0.15  # of a record, from which its first position and velocity are taken [s]
 
 
@@ -26,7 +27,7 @@ class Plant:
     Args:
         robot: what it is.
         timestep: of the physics [s].
-        threads: that simulate; 0 takes one a core.
+        threads: that simulate; 0 takes one a core, up to 16.
     """
 
     def __init__(self, robot: RobotModel, *, timestep: float = 0.005, threads: int = 0) -> None:
@@ -51,7 +52,7 @@ class Plant:
         self._inputs = np.array([int(m.actuator(a).id) for a in robot.actuators])
         self._effort = np.array([int(m.sensor(f"sysid_effort_{j}").adr[0]) for j in robot.joints])
         self._rest, self._ctrl = self._resting()
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or min(len(os.sched_getaffinity(0)), _THREADS)
         self._own = [(spec.compile(), mujoco.MjData(m)) for _ in range(self._threads)]
 
     @property
@@ -102,6 +103,7 @@ class Plant:
         mujoco.mj_resetData(model, data)
         data.qpos[:] = self._rest
         data.qpos[self._qpos], data.qvel[self._qvel] = q, v
+        data.ctrl[:] = control[0]
         mujoco.mj_forward(model, data)
         start = np.zeros(mujoco.mj_stateSize(model, _FULL))
         mujoco.mj_getState(model, data, start, _FULL)

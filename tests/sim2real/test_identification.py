@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mujoco
@@ -30,7 +31,9 @@ sys.path.append(str(Path(__file__).parents[1] / "data"))
 NOISE = {"position": 5e-4, "velocity": 5e-3}  # [rad, rad/s]
 
 
-def real_arm(name: str, unknowns: list[str], hidden: dict[str, float], config: ExcitationConfig) -> Recording:
+def real_arm(
+    name: str, unknowns: list[str], hidden: dict[str, float], config: ExcitationConfig, noise: dict[str, float] = NOISE
+) -> Recording:
     """Motions of an arm whose true values are ``hidden``, measured with noise."""
     robot = get_robot(name)
     plant = Plant(robot, threads=1)
@@ -43,7 +46,7 @@ def real_arm(name: str, unknowns: list[str], hidden: dict[str, float], config: E
             index=i, time=motion.time, command=motion.command, measured={"position": still, "velocity": 0 * still}
         )
         true = plant.simulate(u, z[:, None], [begun])[0]
-        measured = {k: true[k][0] + s * rng.standard_normal(still.shape) for k, s in NOISE.items()}
+        measured = {k: true[k][0] + s * rng.standard_normal(still.shape) for k, s in noise.items()}
         episodes.append(Episode(index=i, time=motion.time, command=motion.command, measured=measured))
     return Recording(joints=robot.joints, episodes=tuple(episodes), keys={})
 
@@ -141,6 +144,31 @@ def test_the_command_writes_what_the_other_commands_take(tmp_path: Path) -> None
     dof = env.sim.model.joint("robot/joint5").dofadr[0]  # type: ignore[attr-defined]
     assert found["low"] - 1e-5 <= float(loss[0, dof]) <= found["high"] + 1e-5
     env.close()
+
+
+def test_torques_narrow_what_positions_leave_open() -> None:
+    wanted = ["position_gain:joint4", "friction_loss:joint4", "armature:joint4", "mass:hand"]
+    hidden = {"position_gain/joint4": 1300.0, "friction_loss/joint4": 1.0, "armature/joint4": 0.13, "mass/hand": 0.9}
+    motion = ExcitationConfig(duration=4, episodes=1, joints=("joint4",))
+    recording = real_arm("panda", wanted, hidden, motion, noise=NOISE | {"effort": 0.1})
+    without = [replace(e, measured={k: e.measured[k] for k in NOISE}) for e in recording.episodes]
+    stds = []
+    for episodes in (recording.episodes, tuple(without)):
+        plant = Plant(get_robot("panda"), threads=2)
+        found = identify(plant, replace(recording, episodes=episodes), wanted, FitConfig(starts=1, rounds=2))
+        gain = found.posterior.estimates[0]
+        assert gain.value == pytest.approx(1300.0, abs=5 * gain.std)
+        stds.append(gain.std)
+    assert stds[0] < 0.7 * stds[1]
+
+
+def test_threads_do_not_change_what_is_simulated() -> None:
+    recording = real_arm("panda", ["friction_loss"], PANDA, ExcitationConfig(duration=4, episodes=1))
+    u = choose(["friction_loss", "mass:hand"], Plant(get_robot("panda"), threads=1).model, get_robot("panda"))
+    z = np.clip(np.random.default_rng(0).standard_normal((len(u.names), 5)), u.low[:, None], None)
+    one, other = (Plant(get_robot("panda"), threads=n).simulate(u, z, recording.episodes)[0] for n in (1, 3))
+    for kind in ("position", "velocity", "effort"):
+        np.testing.assert_array_equal(one[kind], other[kind])
 
 
 def test_the_identified_model_is_what_was_written(tmp_path: Path) -> None:

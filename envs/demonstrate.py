@@ -30,11 +30,10 @@ from visuomotor.data.writers import EpisodeWriter, StagedFiles
 from visuomotor.envs.base import Obs
 from visuomotor.envs.registry import make_env
 from visuomotor.envs.retarget import RetargetExpert, load_demonstrations
-from visuomotor.envs.sim.cameras import CameraConfig
+from visuomotor.envs.sim.cameras import camera_specs
 from visuomotor.envs.sim.env import SimVecEnv
 from visuomotor.envs.sim.events import Event
 from visuomotor.envs.sim.random import Draws
-from visuomotor.envs.sim.render import make_cameras
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.task import Expert, SimConfig
 from visuomotor.envs.sim.world_state import STATE_KEY, WorldState
@@ -117,16 +116,16 @@ class Demonstrator:
 
     def __init__(self, plan: DemoPlan, threads: int = 0) -> None:
         config = copy.deepcopy(plan.env)
-        config.cameras = CameraConfig()
         config.end_on_success = False  # this class ends episodes itself, some steps later
         config.engine.threads = threads or config.engine.threads
         size = block_size(plan)
         env = make_env(config, size, plan.events)
         assert isinstance(env, SimVecEnv)
         self.env, self._plan = env, plan
+        env.draws_cameras = False
         self._limit = env.max_episode_steps  # for reaching the goal; holding it comes after
         env.max_episode_steps += plan.hold
-        self._cameras = make_cameras(env.sim, plan.env.cameras)
+        self._cameras = camera_specs(env.sim.model, plan.env.cameras)
         self._state = WorldState(env.world) if plan.states else None
         self._expert = self._make_expert()
         self._noise = plan.noise * plan.diversity * _largest_motion(env)
@@ -141,9 +140,8 @@ class Demonstrator:
     def specs(self) -> dict[str, ArraySpec]:
         """Arrays of an episode: the observations, and ``action`` and ``reward`` of the step taken from them."""
         reward = ArraySpec(shape=(), role="reward")
-        pictures = {} if self._cameras is None else self._cameras.spec
         states = {} if self._state is None else {STATE_KEY: self._state.spec}
-        return {**self.env.obs_spec, **pictures, **states, "action": self.env.action_spec, "reward": reward}
+        return {**self.env.obs_spec, **states, "action": self.env.action_spec, "reward": reward}
 
     def run(self, first: int, done: int = 0) -> Iterator[Attempt]:
         """One attempt a seed of the block that begins with seed ``first``, in order, without the first ``done``."""
@@ -158,7 +156,7 @@ class Demonstrator:
         obs = env.reset(seeds=seeds)
         self._expert.reset(self._everyone, env.world.random.draws(self._everyone, _EXPERT, zeros))
         while bool(active.any()):
-            if self._cameras is not None:
+            if self._cameras:
                 states.append(env.sim.state())
             obs = obs if self._state is None else {**obs, STATE_KEY: self._state.read()}
             action = torch.clamp(self._expert.act(), env.action_low, env.action_high)
@@ -182,8 +180,6 @@ class Demonstrator:
 
     def close(self) -> None:
         """Release the worlds."""
-        if self._cameras is not None:
-            self._cameras.close()
         self.env.close()
 
     def _make_expert(self) -> Expert:
@@ -214,16 +210,16 @@ class Demonstrator:
 
     def _pictures(self, states: Sequence[Tensor], lengths: Sequence[int]) -> list[dict[str, np.ndarray]]:
         """What the cameras saw in each world in its first ``lengths`` steps: ``{camera: [L, H, W, C]}``."""
-        if self._cameras is None:
+        if not self._cameras:
             return [{} for _ in lengths]
-        out = [{k: np.empty((n, *s.shape), s.dtype) for k, s in self._cameras.spec.items()} for n in lengths]
+        out = [{k: np.empty((n, *s.shape), s.dtype) for k, s in self._cameras.items()} for n in lengths]
         for t, state in enumerate(states):
             mask = torch.tensor([t < n for n in lengths], device=self.env.device)
             worlds = Selection(mask)
             if not bool(mask.any()):
                 break
             self.env.sim.set_state(worlds, worlds.take(state))
-            seen = self._cameras.observe(mask)
+            seen = self.env.pictures(t, mask)
             for i in mask.nonzero().flatten().tolist():
                 for key, picture in seen.items():
                     out[i][key][t] = picture[i].cpu().numpy()

@@ -49,6 +49,9 @@ class SimVecEnv(VecEnv):
         num_envs: number of worlds ``N``.
         events: what happens besides; see :mod:`~visuomotor.envs.sim.events`.
 
+    Attributes:
+        draws_cameras: observations hold pictures; otherwise they are only drawn by :meth:`pictures`.
+
     Raises:
         ConfigError: a scene whose timestep does not divide the control step, or events and cameras that do not fit it.
     """
@@ -95,6 +98,7 @@ class SimVecEnv(VecEnv):
         )  # fmt: skip
         self.events = EventSchedule(events, self.world, 1.0 / task.fps)
         self.obs_spec = self.obs_spec | self.events.obs_spec
+        self.draws_cameras = True
         self.events.startup(self._random.begin_episode(self._everyone))
 
     def reset(self, *, seeds: Sequence[int] | None = None, mask: Tensor | None = None) -> Obs:
@@ -130,6 +134,15 @@ class SimVecEnv(VecEnv):
         for name, buffer in self._buffers().items():
             buffer.copy_(snapshot.buffers[name])
         return self._observe(self._any_of(self.sim.diverged()))
+
+    def pictures(self, step: int, drawn: Tensor) -> Obs:
+        """What the cameras show of the states that the ``drawn`` worlds (bool ``[N]``) have been put into.
+
+        Args:
+            step: control steps since their episodes began.
+        """
+        self._elapsed.fill_(step)
+        return {} if self._cameras is None else self.events.sense(self._cameras.observe(drawn))
 
     def render(self, index: int) -> np.ndarray:
         if not 0 <= index < self.num_envs:
@@ -215,7 +228,7 @@ class SimVecEnv(VecEnv):
         if self._config.privileged:
             obs["privileged"] = self.task.privileged()
         obs |= self.events.observe()
-        if self._cameras is not None:
+        if self._cameras is not None and self.draws_cameras:
             obs |= self._cameras.observe(drawn)
         obs = self.events.sense(obs)
         if lost:

@@ -13,13 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from visuomotor.data.errors import ConfigError
+from visuomotor.data.transforms.camera import (
+    DAYLIGHT,
+    expose,
+    gaussian_blur,
+    jpeg,
+    kelvin_to_rgb,
+    sensor_noise,
+    white_balance,
+)
 from visuomotor.data.transforms.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
 from visuomotor.data.transforms.crop import erase, shift
 from visuomotor.data.transforms.overlay import blend, chroma_mask, replace
 from visuomotor.data.transforms.textures import cell_counts, load_textures, noise_textures
 from visuomotor.policies.draws import Draws
 
-__all__ = ["Augment", "AugmentConfig", "GreenScreenConfig", "JitterConfig", "OverlayConfig"]
+__all__ = ["Augment", "AugmentConfig", "CameraFaultsConfig", "GreenScreenConfig", "JitterConfig", "OverlayConfig"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -86,6 +95,39 @@ class OverlayConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class CameraFaultsConfig:
+    """What a real camera does that a recorded or drawn one did not.
+
+    Attributes:
+        probability: share of the samples in which there is any of it.
+        exposure: stops, drawn from -exposure to exposure.
+        temperature: colour of the light that the camera is not balanced for, lowest and highest [K]; 6500 changes
+            nothing; empty leaves colours.
+        blur: standard deviation [px], drawn from 0 to this.
+        noise: standard deviation at white, drawn from 0 to this.
+        jpeg: quality, drawn from this to 100; 100 leaves pictures as they are.
+    """
+
+    probability: float = 0.0
+    exposure: float = 0.5
+    temperature: list[float] = field(default_factory=lambda: [4500.0, 9000.0])
+    blur: float = 0.8
+    noise: float = 0.03
+    jpeg: float = 50.0
+
+    def __post_init__(self) -> None:
+        _check_probability("camera.probability", self.probability)
+        for name, low, high in (("exposure", 0.0, 4.0), ("blur", 0.0, 16.0), ("noise", 0.0, 1.0), ("jpeg", 1.0, 100.0)):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(
+                    f"obs.image.augment.camera.{name}={getattr(self, name)}: expected {low:g} to {high:g}"
+                )
+        t = self.temperature
+        if t and not (len(t) == 2 and 1667.0 <= t[0] <= t[1] <= 25000.0):
+            raise ConfigError(f"obs.image.augment.camera.temperature={t}: expected two of 1667 to 25000 K, or none")
+
+
+@dataclass(kw_only=True, slots=True)
 class AugmentConfig:
     """How images are changed in training, each sample in its own way; never in evaluation.
 
@@ -95,6 +137,7 @@ class AugmentConfig:
         jitter: colours, not of depth images.
         greenscreen: background behind a filmed screen, not of depth images.
         overlay: another picture on top, not on depth images.
+        camera: exposure, white balance, blur, noise and JPEG, not of depth images.
         erase: share of the samples in which a rectangle of up to a quarter of the image is covered.
         textures: folder of pictures for greenscreen and overlay; null makes coloured noise.
     """
@@ -104,6 +147,7 @@ class AugmentConfig:
     jitter: JitterConfig = field(default_factory=JitterConfig)
     greenscreen: GreenScreenConfig = field(default_factory=GreenScreenConfig)
     overlay: OverlayConfig = field(default_factory=OverlayConfig)
+    camera: CameraFaultsConfig = field(default_factory=CameraFaultsConfig)
     erase: float = 0.0
     textures: str | None = None
 
@@ -117,7 +161,8 @@ class AugmentConfig:
         """Whether any setting looks at colours."""
         j = self.jitter
         strength = (j.brightness, j.contrast, j.saturation, j.hue)
-        return any(strength) or self.greenscreen.probability > 0 or self.overlay.probability > 0
+        parts = (self.greenscreen, self.overlay, self.camera)
+        return any(strength) or any(p.probability > 0 for p in parts)
 
 
 def _check_probability(name: str, value: float) -> None:
@@ -188,7 +233,23 @@ class Augment(nn.Module):
             share = draws.uniform((batch,)) * over.max_share * chosen
             pictures = self._pictures(batch, draws).repeat_interleave(steps, 0)
             x = blend(x, pictures, share.repeat_interleave(steps))
+        if self._c.camera.probability:
+            x = self._filmed(x, batch, steps, draws)
         return x.unflatten(0, (batch, steps))
+
+    def _filmed(self, x: Tensor, batch: int, steps: int, draws: Draws) -> Tensor:
+        c = self._c.camera
+        u = draws.uniform((batch, 6)).repeat_interleave(steps, 0)  # frames of a sample are of one camera
+        noise = draws.normal((batch, steps * 3, *x.shape[2:])).view_as(x)  # but each has noise of its own
+        y = expose(x, c.exposure * (2.0 * u[:, 1] - 1.0))
+        if c.temperature:
+            low, high = c.temperature
+            white = kelvin_to_rgb(torch.full_like(u[:, 2], DAYLIGHT))
+            y = white_balance(y, kelvin_to_rgb(low + (high - low) * u[:, 2]) / white)
+        y = gaussian_blur(y, c.blur * u[:, 3], c.blur) if c.blur else y
+        y = sensor_noise(y, c.noise * u[:, 4], noise)
+        y = jpeg(y, c.jpeg + (100.0 - c.jpeg) * u[:, 5]) if c.jpeg < 100 else y
+        return y.where((u[:, 0] < c.probability).view(-1, 1, 1, 1), x)
 
     def _pictures(self, batch: int, draws: Draws) -> Tensor:
         """One other picture a sample ``[B, 3, H, W]`` in 0..1."""

@@ -1,4 +1,4 @@
-"""Settings of the terms of actuation and sensing, and the events that they become."""
+"""Settings of the terms of actuation, sensing and cameras, and the events that they become."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from visuomotor.envs.sim.events import Event
 from visuomotor.sim2real.randomization.actuation import ActionError, CommandDropout, ControlDelay, EncoderOffset
 from visuomotor.sim2real.randomization.config import TermConfig
 from visuomotor.sim2real.randomization.drawn import Drawing
+from visuomotor.sim2real.randomization.lights import CameraRotation, LightTemperature, LightTemperatureConfig
+from visuomotor.sim2real.randomization.pixels import CameraFault
 from visuomotor.sim2real.randomization.sensing import (
     ObservationDelay,
     ObservationDropout,
@@ -16,13 +18,19 @@ from visuomotor.sim2real.randomization.sensing import (
 )
 
 __all__ = [
+    "FAULT_CONFIGS",
     "AddedConfig",
+    "JPEGConfig",
     "PoseErrorConfig",
     "ScaledConfig",
+    "TemperatureConfig",
     "action_error",
+    "camera_fault",
+    "camera_rotation",
     "command_dropout",
     "control_delay",
     "encoder_offset",
+    "light_temperature",
     "observation_delay",
     "observation_dropout",
     "observation_error",
@@ -55,6 +63,31 @@ class PoseErrorConfig(AddedConfig):
 
     angle: float = 0.0
     each_step: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class TemperatureConfig(TermConfig):
+    """Colour temperature of a light that the camera is not balanced for [K]; 6500 changes nothing."""
+
+    operation: str = "="
+    low: float = 6500.0
+    high: float = 6500.0
+
+
+@dataclass(kw_only=True, slots=True)
+class JPEGConfig(TermConfig):
+    """Quality of JPEG, 1 to 100."""
+
+    operation: str = "="
+    low: float = 90.0
+    high: float = 100.0
+
+
+FAULT_CONFIGS: dict[str, type[TermConfig]] = {
+    "exposure": AddedConfig, "temperature": TemperatureConfig, "contrast": ScaledConfig, "saturation": ScaledConfig,
+    "hue": AddedConfig, "blur": AddedConfig, "noise": AddedConfig, "jpeg": JPEGConfig,
+}  # fmt: skip
+"""Settings of each fault of cameras."""
 
 
 def _how(config: TermConfig) -> Drawing:
@@ -99,3 +132,18 @@ def command_dropout(config: AddedConfig) -> Event:
 def encoder_offset(config: AddedConfig) -> Event:
     """:class:`~visuomotor.sim2real.randomization.actuation.EncoderOffset`."""
     return EncoderOffset(config.names, _how(config))
+
+
+def camera_fault(kind: str, config: TermConfig) -> Event:
+    """:class:`~visuomotor.sim2real.randomization.pixels.CameraFault`."""
+    return CameraFault(kind, config.names, _how(config))
+
+
+def camera_rotation(config: AddedConfig) -> Event:
+    """:class:`~visuomotor.sim2real.randomization.lights.CameraRotation`."""
+    return CameraRotation(config.names, _how(config))
+
+
+def light_temperature(config: LightTemperatureConfig) -> Event:
+    """:class:`~visuomotor.sim2real.randomization.lights.LightTemperature`."""
+    return LightTemperature(config.names, _how(config))

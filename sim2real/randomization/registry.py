@@ -18,18 +18,23 @@ from visuomotor.envs.sim.quantities import QUANTITIES
 from visuomotor.sim2real.randomization.actuation import ERRORS as ACTION_ERRORS
 from visuomotor.sim2real.randomization.config import TermConfig
 from visuomotor.sim2real.randomization.interface import (
+    FAULT_CONFIGS,
     AddedConfig,
     PoseErrorConfig,
     ScaledConfig,
     action_error,
+    camera_fault,
+    camera_rotation,
     command_dropout,
     control_delay,
     encoder_offset,
+    light_temperature,
     observation_delay,
     observation_dropout,
     observation_error,
     pose_error,
 )
+from visuomotor.sim2real.randomization.lights import ExtraLights, ExtraLightsConfig, LightTemperatureConfig
 from visuomotor.sim2real.randomization.physics import (
     JointOffsetConfig,
     ObjectSizeConfig,
@@ -42,6 +47,14 @@ from visuomotor.sim2real.randomization.physics import (
     pseudo_inertia,
     push,
     shape,
+)
+from visuomotor.sim2real.randomization.scenery import (
+    Backdrop,
+    BackdropConfig,
+    Distractors,
+    DistractorsConfig,
+    Texture,
+    TextureConfig,
 )
 from visuomotor.sim2real.randomization.sensing import ERRORS as OBSERVATION_ERRORS
 
@@ -67,11 +80,17 @@ _TERMS: dict[str, TermEntry] = {
     **{name: TermEntry(TermConfig, partial(model_term, name)) for name in QUANTITIES},
     **{f"action_{k}": TermEntry(_OF[op], partial(action_error, k)) for k, op in ACTION_ERRORS.items()},
     **{f"observation_{k}": TermEntry(_OF[op], partial(observation_error, k)) for k, op in OBSERVATION_ERRORS.items()},
+    **{f"camera_{k}": TermEntry(FAULT_CONFIGS[k], partial(camera_fault, k)) for k in FAULT_CONFIGS},
+    "backdrop": TermEntry(BackdropConfig, Backdrop),
+    "camera_rotation": TermEntry(AddedConfig, camera_rotation),
     "command_dropout": TermEntry(AddedConfig, command_dropout),
     "control_delay": TermEntry(AddedConfig, partial(control_delay, jitter=False)),
     "control_jitter": TermEntry(AddedConfig, partial(control_delay, jitter=True)),
+    "distractors": TermEntry(DistractorsConfig, Distractors),
     "encoder_offset": TermEntry(AddedConfig, encoder_offset),
+    "extra_lights": TermEntry(ExtraLightsConfig, ExtraLights),
     "joint_offset": TermEntry(JointOffsetConfig, joint_offset),
+    "light_temperature": TermEntry(LightTemperatureConfig, light_temperature),
     "object_size": TermEntry(ObjectSizeConfig, object_size),
     "observation_delay": TermEntry(AddedConfig, observation_delay),
     "observation_dropout": TermEntry(AddedConfig, observation_dropout),
@@ -79,6 +98,7 @@ _TERMS: dict[str, TermEntry] = {
     "pseudo_inertia": TermEntry(PseudoInertiaConfig, pseudo_inertia),
     "push": TermEntry(PushConfig, push),
     "shape": TermEntry(ShapeConfig, shape),
+    "texture": TermEntry(TextureConfig, Texture),
 }
 
 

@@ -42,7 +42,7 @@ class ObservationError(Drawn):
         self.kind = kind
 
     def sense(self, obs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-        if self._none:
+        if self._none or self._keys[0] not in obs:  # pictures may be shown apart from the rest
             return {}
         x = torch.cat([obs[k] for k in self._keys], 1)
         if self.kind == "noise":
@@ -97,7 +97,7 @@ class PoseError(Drawn):
     def sense(self, obs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         error = draws.normal((len(self._poses), 6)) if self.each_step and not self._none else self._error
         out: dict[str, Tensor] = {}
-        for i, (key, xyz, rotation) in enumerate(self._poses):
+        for i, (key, xyz, rotation) in enumerate(p for p in self._poses if p[0] in obs):
             x = out.setdefault(key, obs[key].clone())
             number = self._number[:, min(i, self._number.shape[1] - 1), None]
             x[:, xyz] += number * error[:, i, :3]
@@ -165,6 +165,8 @@ class ObservationDelay(_Remembering):
     def sense(self, obs: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
         for i, key in enumerate(self._keys):
+            if key not in obs:
+                continue
             past, t = self._past[key], self.elapsed
             past[self._rows, t % past.shape[1]] = obs[key]
             late = (self._number_of(i) / self._world.dt).round().long().minimum(t)
@@ -194,6 +196,8 @@ class ObservationDropout(_Remembering):
         u, t = draws.uniform((len(self._keys),)), self.elapsed
         out: dict[str, Tensor] = {}
         for i, key in enumerate(self._keys):
+            if key not in obs:
+                continue
             past = self._past[key]
             lost = (u[:, i] < self._number_of(i)) & (t > 0)
             before = past[self._rows, (t - 1) % 2]

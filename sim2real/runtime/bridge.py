@@ -33,6 +33,7 @@ _BOARD_NS = 50_000_000
 _SETTLED_NS = 500_000_000  # after which a fault's standing arm is not commanded any more
 _HELD_NS = 600_000_000  # a key that is held repeats itself after half a second at the latest
 _WITHOUT_POLICY = {Request.START: Request.TAKE_OVER, Request.HAND_BACK: Request.HOLD}
+_LAST_TICKS = 10
 _TAIL_S = 0.02  # between the points of a way to rest
 
 
@@ -82,16 +83,15 @@ class Bridge:
         self.counts = {"ticks": 0, "commands": 0, "chunks": 0, "chunks_refused": 0, "starved_ticks": 0, "events": 0}
         self.faults: list[str] = []
         self._asked: deque[Request] = deque()
-        self._quits, self._held_ns = False, -(10**18)
+        self._quits, self._over, self._held_ns = False, 0, -(10**18)
         self._began_ns, self._shown_ns = now_ns, now_ns - _BOARD_NS
         self._step_ns, self._next_ns, self._step = round(1e9 / p.fps), now_ns, 0
         self._stretch, self._fed_ns = -1, now_ns
         self._motion: Filtered | None = None  # what was commanded last; None: nothing is
         self._moved_ns, self._state_ns = now_ns, 0
         self._fatal: tuple[str, ...] = ()
-        self._lead_ns = p.streamer.lead_ns + round(1e9 * p.robot.command.latency_s)
-
-    # ---- one tick
+        self._latency_ns = round(1e9 * p.robot.command.latency_s)
+        self._lead_ns = p.streamer.lead_ns + self._latency_ns
 
     def tick(self, now_ns: int) -> State:
         """Everything that is to be done now."""
@@ -104,18 +104,17 @@ class Bridge:
         events += p.supervisor.take_notes()
         if self.state is not before:
             self._enter(before, now_ns, events)
-        target, slow, opening = self._wanted(now_ns)
-        sent = self._command(now_ns, target, slow, opening, events)
+        human, sent = self._command(now_ns, events)
         observed = self._observe(now_ns)
         ended = self._conduct(now_ns, judged, events)
         for text in events:
             self.log.add(now_ns, text)
         self.counts["ticks"] += 1
         self.counts["events"] += len(events)
-        human = target if self.state is State.HUMAN else None
         self._tell(now_ns, observed, human, sent, events, ended)
         self._show(now_ns)
-        self.done = self._quits and not p.supervisor.may_move and self._resting
+        self._over = self._over + 1 if self._quits and not p.supervisor.may_move and self._resting else 0
+        self.done = self._over > _LAST_TICKS  # the last position is said more than once
         return self.state
 
     @property
@@ -213,10 +212,10 @@ class Bridge:
 
     # ---- commands
 
-    def _wanted(self, now_ns: int) -> tuple[np.ndarray | None, bool, float | None]:
-        """Joint targets, whether to go there slowly, and the gripper's opening; None: brake, and as it is."""
+    def _wanted(self, now_ns: int, reached_ns: int) -> tuple[np.ndarray | None, bool, float | None]:
+        """Joint targets for a time, whether to go there slowly, and the gripper's opening; None: brake, as it is."""
         p = self.parts
-        if self._motion is None or not p.supervisor.may_move:
+        if self._motion is None or not p.supervisor.may_move or reached_ns <= now_ns:
             return None, False, None
         if self.state is State.HUMAN:
             target, slow = p.teleop.target(self._motion.position)
@@ -225,39 +224,48 @@ class Bridge:
             return (self._motion.position, False, None) if p.home is None else (p.home, True, 1.0)
         if p.scheduler is None:
             return None, False, None
-        at_ns = now_ns + self._lead_ns
-        planned = p.scheduler.sample(at_ns)
+        planned = p.scheduler.sample(reached_ns + self._latency_ns)
         if planned.starved:
             self.counts["starved_ticks"] += 1
         else:
             self._fed_ns = now_ns
         return planned.joints, False, planned.opening
 
-    def _command(
-        self, now_ns: int, target: np.ndarray | None, slow: bool, opening: float | None, events: list[str]
-    ) -> np.ndarray | None:
-        """Filter and send; returns the positions that were sent."""
-        p = self.parts
+    def _command(self, now_ns: int, events: list[str]) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Filter and send; returns what a person wanted, and the positions that were sent."""
+        p, opening, human = self.parts, None, None
         if self._motion is None or not p.supervisor.may_send:
-            return None
-        self._motion = motion = p.filter.step(target, slow=slow)
-        if motion.events:
+            return None, None
+        motions = []
+        for reached_ns in p.streamer.times(now_ns):
+            target, slow, opening = self._wanted(now_ns, reached_ns)
+            human = target if self.state is State.HUMAN else None
+            self._motion = motion = p.filter.step(target, slow=slow)
+            motions.append(motion)
             events += [e.text for e in motion.events]
-            self._fatal = tuple(e.text for e in motion.events if e.fatal)
-        if motion.velocity.any() or self.state is not State.FAULT:
+            self._fatal += tuple(e.text for e in motion.events if e.fatal)
+            if motion.velocity.any():
+                self._moved_ns = now_ns
+        if self.state is not State.FAULT:
             self._moved_ns = now_ns
         if now_ns - self._moved_ns > _SETTLED_NS:
-            return None
-        measured = p.observer.measured()[0]
-        if p.streamer.send(now_ns, motion, lambda: p.filter.resting_tail(_TAIL_S), measured, p.gripper.opening):
-            self.counts["commands"] += 1
-            came = p.observer.state_ns
-            if came != self._state_ns:
-                self._state_ns = came
-                self.latencies.add("state_to_command", (p.transport.now_ns() - came) * 1e-9)
+            return None, None
+        if motions:
+            self._send(now_ns, motions)
         p.gripper.send(now_ns, opening)
         p.observer.note_opening(p.gripper.opening)
-        return motion.position
+        return human, self._motion.position
+
+    def _send(self, now_ns: int, motions: list[Filtered]) -> None:
+        p = self.parts
+        measured = p.observer.measured()[0]
+        if not p.streamer.send(now_ns, motions, lambda: p.filter.resting_tail(_TAIL_S), measured, p.gripper.opening):
+            return
+        self.counts["commands"] += 1
+        came = p.observer.state_ns
+        if came != self._state_ns:
+            self._state_ns = came
+            self.latencies.add("state_to_command", (p.transport.now_ns() - came) * 1e-9)
 
     # ---- observations and episodes
 
@@ -301,14 +309,14 @@ class Bridge:
         if not p.listeners:
             return
         q, v = p.observer.measured()
-        acts = self.state is State.RUN and p.scheduler is not None
+        scheduler = p.scheduler if self.state is State.RUN else None
         tick = Tick(
             time_ns=now_ns,
             stamp_ns=p.transport.stamp_ns(),
             state=self.state,
             episode=len(p.conductor.results) - 1 if ended is not None else p.conductor.episode,
             observed=observed,
-            action=p.scheduler.action(now_ns + self._lead_ns) if acts and p.scheduler is not None else None,
+            action=None if scheduler is None else scheduler.action(now_ns + self._lead_ns),
             human=human,
             sent=sent,
             sent_opening=p.gripper.opening,
@@ -326,12 +334,11 @@ class Bridge:
             return
         self._shown_ns = now_ns
         p = self.parts
-        acts = self.state is State.RUN and p.scheduler is not None
         status = status_of(p.observer, p.robot.joints, now_ns)
         status.state, status.fault = self.state, p.supervisor.fault
         status.time_s = (now_ns - self._began_ns) * 1e-9
         status.commanded = [] if self._motion is None else self._motion.position.tolist()
-        if acts and p.scheduler is not None:
+        if self.state is State.RUN and p.scheduler is not None:
             status.preview = p.scheduler.preview(now_ns + self._lead_ns).tolist()
         status.latency_ms = 1e3 * self.latencies.newest("observation_to_chunk")
         status.episode, status.events = p.conductor.episode, self.log.shown

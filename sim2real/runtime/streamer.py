@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -69,9 +69,19 @@ class Streamer(ABC):
     def start(self) -> None:  # noqa: B027  (most have no past)
         """Forget what was sent before: motion begins anew."""
 
+    def times(self, now_ns: int) -> list[int]:
+        """When the motions that are to be worked out now shall be reached, a tick apart.
+
+        Those that lie in the past already have to be on the way to rest: nobody told the arm otherwise.
+        """
+        return [now_ns + self.lead_ns]
+
     @abstractmethod
-    def send(self, now_ns: int, motion: Filtered, tail: Tail, measured: np.ndarray, opening: float) -> bool:
-        """Send the motion of this tick; ``tail`` is the way to rest from it. Returns whether anything was sent."""
+    def send(self, now_ns: int, motions: Sequence[Filtered], tail: Tail, measured: np.ndarray, opening: float) -> bool:
+        """Send the motions of :meth:`times`, one at least; ``tail`` is the way to rest from the last.
+
+        Returns whether anything was sent.
+        """
 
 
 class _Positions(Streamer):
@@ -84,8 +94,8 @@ class _Positions(Streamer):
         kind: type[JointCommand] | type[FloatArray] = JointCommand if self._group else FloatArray
         self.publisher: Publisher = transport.advertise(robot.command.topic, kind)
 
-    def send(self, now_ns: int, motion: Filtered, tail: Tail, measured: np.ndarray, opening: float) -> bool:
-        values = motion.position
+    def send(self, now_ns: int, motions: Sequence[Filtered], tail: Tail, measured: np.ndarray, opening: float) -> bool:
+        values = motions[-1].position
         if self._gripper is not None:
             values = np.append(values, command_value(self._gripper, opening))
         if self._group:
@@ -118,21 +128,37 @@ class _Trajectories(Streamer):
     def start(self) -> None:
         self._ahead.clear()
         self._sent_ns, self._moved_ns, self._last_opening = -(10**18), -1, math.nan
+        self._times: list[int] = []
 
-    def send(self, now_ns: int, motion: Filtered, tail: Tail, measured: np.ndarray, opening: float) -> bool:
-        moves = bool(motion.velocity.any()) or opening != self._last_opening
+    def times(self, now_ns: int) -> list[int]:
+        """Those from where the last trajectory's own motion ends (its tail begins there) to ``lead`` ahead.
+
+        They keep the loop's period whatever its ticks do, as the filter's motions do.
+        """
+        self._times = []
+        if now_ns - self._sent_ns < self._period_ns - self._dt_ns // 2:
+            return []
+        end = now_ns + self.lead_ns
+        if not self._ahead:
+            self._times = [end]
+        else:
+            last = self._ahead[-1][0]
+            count = max(0, round((end - last) / self._dt_ns))
+            self._times = [last + self._dt_ns * (k + 1) for k in range(count)]
+        return self._times
+
+    def send(self, now_ns: int, motions: Sequence[Filtered], tail: Tail, measured: np.ndarray, opening: float) -> bool:
+        moves = any(m.velocity.any() for m in motions) or opening != self._last_opening
         if moves or self._moved_ns < 0:
             self._moved_ns = now_ns
-        self._ahead.append(
-            (now_ns + self.lead_ns, self._with_gripper(motion.position, opening), self._grown(motion.velocity))
-        )
         self._last_opening = opening
+        for time_ns, m in zip(self._times, motions, strict=True):
+            self._ahead.append((time_ns, self._with_gripper(m.position, opening), self._grown(m.velocity)))
         while len(self._ahead) > 1 and self._ahead[1][0] <= now_ns:
             self._ahead.popleft()
-        due = now_ns - self._sent_ns >= self._period_ns - self._dt_ns // 2
-        if not due or now_ns - self._moved_ns > 1e9 * _QUIET_S:
-            return False
         self._sent_ns = now_ns
+        if now_ns - self._moved_ns > 1e9 * _QUIET_S:
+            return False
         points = [
             TrajectoryPoint(time_from_start_ns=t - now_ns, positions=q, velocities=v)
             for t, q, v in self._from_now(now_ns)
@@ -145,7 +171,6 @@ class _Trajectories(Streamer):
                 velocities=self._grown(v),
             )
             for q, v, t in zip(*tail(), strict=True)
-            if t > 0
         ]
         points[-1].velocities = np.zeros(len(self._names))  # exactly: a controller refuses anything else
         self.publisher.publish(JointTrajectory(joint_names=self._names, points=tuple(points)))
@@ -178,8 +203,8 @@ class _Poses(Streamer):
         self._transport = transport
         self.publisher = transport.advertise(robot.command.topic, Pose)
 
-    def send(self, now_ns: int, motion: Filtered, tail: Tail, measured: np.ndarray, opening: float) -> bool:
-        pos, rot = self._kinematics.pose(motion.position)
+    def send(self, now_ns: int, motions: Sequence[Filtered], tail: Tail, measured: np.ndarray, opening: float) -> bool:
+        pos, rot = self._kinematics.pose(motions[-1].position)
         q = np.asarray(matrix_to_quat(rot))[[1, 2, 3, 0]]
         stamp = self._transport.stamp_ns()
         self.publisher.publish(Pose(stamp_ns=stamp, frame_id=self._frame, position=pos, q_xyzw=q))
@@ -207,7 +232,8 @@ class _Velocities(Streamer):
     def start(self) -> None:
         self._pull = np.zeros_like(self._pull)
 
-    def send(self, now_ns: int, motion: Filtered, tail: Tail, measured: np.ndarray, opening: float) -> bool:
+    def send(self, now_ns: int, motions: Sequence[Filtered], tail: Tail, measured: np.ndarray, opening: float) -> bool:
+        motion = motions[-1]
         wanted = np.clip(_PULL * (motion.position - measured), -self._most, self._most)
         wanted = np.where(np.isfinite(wanted), wanted, 0.0)
         self._pull = self._pull + np.clip(wanted - self._pull, -self._change, self._change)

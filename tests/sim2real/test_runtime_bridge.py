@@ -294,6 +294,26 @@ def test_trajectories_end_at_rest_and_go_on_from_the_one_before() -> None:
         np.testing.assert_allclose(first.velocities, same[0].velocities, atol=1e-9)
 
 
+def test_ticks_that_come_late_bend_no_trajectory() -> None:
+    """On a busy machine ticks come unevenly, and sometimes not at all for longer than a trajectory reaches."""
+    rig = Rig(lambda t: START + np.array([0.5 * np.sin(2 * t), 0.0, 0.0]), config=robot("joint_trajectory"))
+    rig.start()
+    rng = np.random.default_rng(1)
+    places = []
+    for i in range(400):
+        wait = 250 if i % 60 == 59 else int(rng.integers(5, 16))
+        for _ in range(wait):
+            rig.bus.advance(MS)
+            rig.arm.tick(rig.bus.now_ns)
+            places.append(rig.arm.q[0])
+        rig.bridge.tick(rig.bus.now_ns)
+    assert rig.bridge.state is State.RUN, rig.bridge.log.shown
+    speed = np.diff(places) / 1e-3
+    assert np.abs(speed).max() > 0.5
+    assert np.abs(speed).max() <= VELOCITY
+    assert np.abs(np.diff(speed)).max() <= 0.5  # a velocity that jumps would be a position that was replaced
+
+
 def test_a_killed_bridge_leaves_a_trajectory_that_brakes_within_the_limits() -> None:
     rig = Rig(moving, config=robot("joint_trajectory"))
     rig.start()

@@ -62,7 +62,8 @@ class Kinematics:
         data = mujoco.MjData(model)
         mujoco.mj_kinematics(model, data)
         frames = [np.eye(4), *(_frame(_z_to(data.xaxis[i]), data.xanchor[i]) for i in ids)]
-        self._steps = np.stack([np.linalg.inv(a) @ b for a, b in pairwise(frames)])
+        steps = np.stack([np.linalg.inv(a) @ b for a, b in pairwise(frames)])
+        self._factors = _factors(steps, self._hinge)
         kind, index = _end(model, tcp)
         body = index if kind == "body" else int(model.site_bodyid[index])
         above = _ancestors(model, body)
@@ -117,16 +118,12 @@ class Kinematics:
 
     def frames(self, q: np.ndarray) -> np.ndarray:
         """Base, then the frame that moves with each joint: ``[n + 1, P, 4, 4]`` for joint positions ``q [P, n]``."""
-        angle = (q - self._zero).T
-        cos, sin = np.cos(angle), np.sin(angle)
-        moves = np.zeros((self.n, q.shape[0], 4, 4))
-        moves[:, :, 2, 2] = moves[:, :, 3, 3] = 1.0
-        hinge = self._hinge[:, None]
-        moves[:, :, 0, 0] = moves[:, :, 1, 1] = np.where(hinge, cos, 1.0)
-        moves[:, :, 1, 0] = np.where(hinge, sin, 0.0)
-        moves[:, :, 0, 1] = -moves[:, :, 1, 0]
-        moves[:, :, 2, 3] = np.where(hinge, 0.0, angle)
-        moves = self._steps[:, None] @ moves
+        angle = (q - self._zero).T[:, :, None, None]
+        fixed, by_cos, by_sin, by_angle = self._factors
+        moves = fixed + np.cos(angle) * by_cos
+        moves += np.sin(angle) * by_sin
+        if not self._hinge.all():
+            moves += angle * by_angle
         out = np.empty((self.n + 1, q.shape[0], 4, 4))
         out[0] = np.eye(4)
         for i in range(self.n):
@@ -205,6 +202,19 @@ class Kinematics:
         linear = np.where(self._hinge[:, None], np.cross(axes, hand[:3, 3] - points), axes)
         angular = axes * self._hinge[:, None]
         return hand[:3, 3], hand[:3, :3], np.concatenate([linear.T, angular.T])
+
+
+def _factors(steps: np.ndarray, hinge: np.ndarray) -> np.ndarray:
+    """``[4, n, 1, 4, 4]``: ``A, B, C, D`` such that ``A + cos q B + sin q C + q D`` is a fixed step ``[4, 4]`` and then
+    the motion ``q`` of its joint about z or along it.
+    """
+    turns = hinge[:, None, None]
+    cos, sin, along = np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4))
+    cos[0, 0] = cos[1, 1] = sin[1, 0] = along[2, 3] = 1.0
+    sin[0, 1] = -1.0
+    fixed = np.where(turns, np.eye(4) - cos, np.eye(4))
+    parts = [fixed, np.where(turns, cos, 0.0), np.where(turns, sin, 0.0), np.where(turns, 0.0, along)]
+    return np.stack([steps @ part for part in parts])[:, :, None]
 
 
 def _turned(rot: np.ndarray, by: np.ndarray) -> np.ndarray:

@@ -46,6 +46,7 @@ class Geometry:
         self._pairs = _pairs(kinematics, config.clearance) if config.self_collision else []
         self._hulls = _hulls(kinematics)
         self._one, self._two = np.array([(p.one, p.two) for p in self._pairs], np.intp).reshape(-1, 2).T
+        self._present, self._starts = np.unique(links, return_index=True)
         self._hull_sums = self._hulls[1][self._one] + self._hulls[1][self._two] + config.clearance
 
     @property
@@ -78,11 +79,13 @@ class Geometry:
             for wall in self._walls:
                 most = wall.depth(tcp, centres)
                 found.append((most, f"{wall.name}: the arm would be beyond it by {most:.3f} m"))
-        steps = np.diff(centres[:, :, self._first :], axis=0)
-        travel = float(np.sqrt((steps * steps).sum(1)).sum(0).max()) if steps.size else 0.0
-        found += [self._inside(centres[:, :, self._first :], travel, ball) for ball in self._balls]
-        if self._pairs:
-            found.append(self._own(frames, centres, travel))
+        if self._balls or self._pairs:
+            steps = np.diff(centres, axis=0)
+            travel = np.sqrt((steps * steps).sum(1)).sum(0)  # of each sphere
+            moving = slice(self._first, None)
+            found += [self._inside(centres[:, :, moving], travel[moving], ball) for ball in self._balls]
+            if self._pairs:
+                found.append(self._own(frames, centres, travel))
         return max(found)
 
     def _outside(self, tcp: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, str]:
@@ -91,7 +94,7 @@ class Geometry:
         most, bound = float(over.max()), (low, high)[side][axis]
         return most, f"workspace: the hand's {'xyz'[axis]} would be beyond {bound:g} m by {most:.3f} m"
 
-    def _inside(self, centres: np.ndarray, travel: float, ball: _Ball) -> tuple[float, str]:
+    def _inside(self, centres: np.ndarray, travel: np.ndarray, ball: _Ball) -> tuple[float, str]:
         way = centres - ball.centre[:, None]
         start = way[0]
         if not (np.sqrt((start * start).sum(0)) < ball.reach + travel).any():
@@ -101,16 +104,19 @@ class Geometry:
         link = self._links[int(self._arm.links[self._first + which])]
         return float(over[which]), f"{ball.name}: {link} would be too near by {float(over[which]):.3f} m"
 
-    def _own(self, frames: np.ndarray, centres: np.ndarray, travel: float) -> tuple[float, str]:
+    def _own(self, frames: np.ndarray, centres: np.ndarray, travel: np.ndarray) -> tuple[float, str]:
         """Of the arm's links against each other. Links whose hulls cannot meet on this path are passed over."""
         hulls = (frames[:, 0, :3] * self._hulls[0][:, None]).sum(2)
         between = hulls[self._one] - hulls[self._two]
-        near = np.sqrt((between * between).sum(1)) < self._hull_sums + 2.0 * travel
+        most = np.zeros(len(hulls))
+        most[self._present] = np.maximum.reduceat(travel, self._starts)
+        near = np.sqrt((between * between).sum(1)) < self._hull_sums + most[self._one] + most[self._two]
         worst = (-math.inf, "")
         for index in np.flatnonzero(near).tolist():
             pair = self._pairs[index]
             start = centres[0][:, pair.first] - centres[0][:, pair.second]
-            close = np.flatnonzero(np.sqrt((start * start).sum(0)) < pair.reach + 2.0 * travel)
+            reached = pair.reach + (most[pair.one] + most[pair.two])
+            close = np.flatnonzero(np.sqrt((start * start).sum(0)) < reached)
             if len(close):
                 way = centres[:, :, pair.first[close]] - centres[:, :, pair.second[close]]
                 over = float((pair.reach[close] - _nearest(way)).max())

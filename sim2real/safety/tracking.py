@@ -67,22 +67,24 @@ def pursue(now: Motion, goal: Reference, cap: float, acceleration: float, jerk: 
         cap: velocity at which it travels; above it, it slows down.
         acceleration, jerk: bounds, kept within the tick as well.
     """
-    up, down = acceleration - goal.a, acceleration + goal.a
-    w, b = now.v - goal.v + goal.a * dt, now.a - goal.a
-    error = now.q - goal.q + (goal.v - 0.5 * goal.a * dt) * dt
-    way = settle(w, b, up, down, jerk)
+    q, v, a = now
+    goal_q, goal_v, goal_a = goal
+    up, down = acceleration - goal_a, acceleration + goal_a
+    error = q - goal_q + (goal_v - 0.5 * goal_a * dt) * dt
+    way = settle(v - goal_v + goal_a * dt, a - goal_a, up, down, jerk)
     short = error + way[7]
     x, w, b = after(way, jerk, dt)
-    landing = Motion(goal.q + error + x, goal.v + w, goal.a + b)
-    if abs(short) <= _EXACT:
-        return landing
+    land_q, land_v, land_a = goal_q + error + x, goal_v + w, goal_a + b
+    if -_EXACT <= short <= _EXACT:
+        return Motion(land_q, land_v, land_a)
     speed = cap if short < 0.0 else -cap
-    x, w, b = after(settle(now.v - speed, now.a, acceleration, acceleration, jerk), jerk, dt)
-    travel = Motion(now.q + x + speed * dt, speed + w, b)
-    left = travel.q - goal.q + settle(travel.v - goal.v, travel.a - goal.a, up, down, jerk)[7]
+    x, w, b = after(settle(v - speed, a, acceleration, acceleration, jerk), jerk, dt)
+    q, v = q + x + speed * dt, speed + w
+    left = q - goal_q + settle(v - goal_v, b - goal_a, up, down, jerk)[7]
     if short * left >= 0.0:
-        return travel
-    return blend(landing, travel, short / (short - left))
+        return Motion(q, v, b)
+    share = short / (short - left)
+    return Motion(land_q + share * (q - land_q), land_v + share * (v - land_v), land_a + share * (b - land_a))
 
 
 def reference(

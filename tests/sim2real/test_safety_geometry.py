@@ -119,7 +119,7 @@ def test_the_arm_stays_out_of_everything_and_still_moves() -> None:
     ball = KeepOutConfig(centre=[0.5, 0.3, 0.5], radius=0.1, name="camera")
     box = BoxConfig(low=[-0.5, -0.7, 0.1], high=[0.75, 0.7, 1.0])
     filter = make(planes=[plane], keep_out=[ball], workspace=box)
-    sent, said = run(filter, 0, 2500)
+    sent, said = run(filter, 0, 1800)
     k = arm("panda")
     centres, tcp = clearances(k, sent)
     moving = k.links > 0
@@ -128,7 +128,7 @@ def test_the_arm_stays_out_of_everything_and_still_moves() -> None:
     assert (centres[:, 2] - k.radii)[:, moving].min() >= 0.05
     distance = np.linalg.norm(centres - np.array(ball.centre)[:, None], axis=1) - k.radii
     assert distance[:, moving].min() >= ball.radius
-    assert np.abs(np.diff(sent, axis=0)).sum() > 25
+    assert np.abs(np.diff(sent, axis=0)).sum() > 18
     kinds = {text.split(":")[0] for text in said}
     assert {"table", "workspace"} <= kinds
     velocity = np.diff(sent, axis=0) / TICK
@@ -142,8 +142,8 @@ def test_links_keep_apart() -> None:
     k = arm("panda")
     geometry = Geometry(k, SafetyConfig(), k.joints)
     tried = np.random.default_rng(0).uniform(k.low, k.high, (1000, k.n))
-    meeting = [q for q in tried if geometry.depth(q[None])[0] > 0.05][:8]
-    assert len(meeting) == 8
+    meeting = [q for q in tried if geometry.depth(q[None])[0] > 0.05][:5]
+    assert len(meeting) == 5
     filter = make(clearance=0.01)
     sent, said = [], []
     for target in meeting:

@@ -106,7 +106,7 @@ FLOATS = st.one_of(st.floats(-4, 4), st.floats(allow_nan=True, allow_infinity=Tr
 TARGETS = st.lists(st.one_of(st.none(), st.tuples(FLOATS, FLOATS), st.integers(1, 60)), min_size=1, max_size=30)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     targets=TARGETS,
     dt=st.sampled_from([0.001, 0.008, 0.05]),

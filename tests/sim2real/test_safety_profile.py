@@ -44,7 +44,7 @@ def test_an_acceleration_alone_is_taken_back_and_its_velocity_too() -> None:
     assert duration(way) == pytest.approx((2 + math.sqrt(2)) / 2 + math.sqrt(2) / 2)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(v=RATES, share=SHARES, up=st.floats(0.5, 10), down=st.floats(0.5, 10), jerk=st.floats(1, 500))
 def test_integration_says_the_same(v: float, share: float, up: float, down: float, jerk: float) -> None:
     a = share * (up if share > 0 else down)
@@ -64,7 +64,7 @@ def test_integration_says_the_same(v: float, share: float, up: float, down: floa
     assert last[1] == pytest.approx(0.0, abs=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(v=RATES, share=SHARES, most=st.floats(0.5, 10), jerk=st.floats(1, 500), part=st.floats(0, 1))
 def test_after_some_of_the_way_the_best_way_is_the_rest(
     v: float, share: float, most: float, jerk: float, part: float
@@ -76,7 +76,7 @@ def test_after_some_of_the_way_the_best_way_is_the_rest(
     assert duration(rest) == pytest.approx((1 - part) * duration(way), abs=1e-5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(v=RATES, share=SHARES, most=st.floats(0.5, 10), jerk=st.floats(1, 500))
 def test_the_extent_is_that_of_the_way(v: float, share: float, most: float, jerk: float) -> None:
     way = settle(v, share * most, most, most, jerk)

@@ -189,7 +189,7 @@ INPUTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(steps=st.lists(INPUTS, max_size=60), hold_to_run=st.booleans())
 def test_no_sequence_breaks_the_rules(steps: list[dict[str, Any]], hold_to_run: bool) -> None:
     machine = Machine(hold_to_run=hold_to_run)

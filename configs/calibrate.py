@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import cv2
+import numpy as np
 from rich.console import Console
 
 from visuomotor.configs.compose import parse_plain
 from visuomotor.configs.robots import take_robot, transport_words
-from visuomotor.data.errors import ConfigError
+from visuomotor.data.errors import ConfigError, UserError, nearest
+from visuomotor.sim2real.calibration.board import Board, BoardConfig
+from visuomotor.sim2real.calibration.camera import MOUNTS, PoseTaker, Taken, load_taken, save_taken, solve_mounting
 from visuomotor.sim2real.calibration.delay import Chirp
 from visuomotor.sim2real.calibration.latency import Latencies, LatencyProbe
+from visuomotor.sim2real.robots.config import RobotConfig
 from visuomotor.sim2real.robots.limits import arm_limits, load_kinematics
 from visuomotor.sim2real.transports.base import Transport
 from visuomotor.sim2real.transports.choose import TransportConfig, make_transport
 
-__all__ = ["LatencyConfig", "main_latency"]
+__all__ = ["CameraCalibrationConfig", "LatencyConfig", "main_camera", "main_latency"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,6 +88,108 @@ def main_latency(words: Sequence[str], ask: Callable[[str], str] = input) -> int
     finally:
         transport.close()
     _tell(found, console)
+    return 0
+
+
+@dataclass(kw_only=True, slots=True)
+class CameraCalibrationConfig:
+    """``visuomotor calibrate-camera robot=<name> camera=<key>``: where a camera is mounted, by a ChArUco board.
+
+    Move the arm by hand or pendant so that the camera sees the board from ten and more sides, and press Enter at each.
+
+    Attributes:
+        camera: key of the robot's camera.
+        mount: ``hand`` (the board lies on the table) or ``base`` (the camera stands beside the arm, the board is held
+            by the hand).
+        out: folder for the pictures, the poses and ``camera.json``.
+        poses: work with what such a folder holds already, without a robot.
+        board: that is used.
+        print_board: write the board as a picture to print, and end.
+        transport: how to reach the robot; short for its name: ``transport=dds``.
+    """
+
+    camera: str = "wrist"
+    mount: str = "hand"
+    out: str = "camera_calibration"
+    poses: str | None = None
+    board: BoardConfig = field(default_factory=BoardConfig)
+    print_board: str | None = None
+    transport: TransportConfig = field(default_factory=lambda: TransportConfig(node="visuomotor_calibration"))
+
+    def __post_init__(self) -> None:
+        if self.mount not in MOUNTS:
+            raise ConfigError(f"unknown mount {self.mount!r}. {nearest(self.mount, MOUNTS)}")
+        if self.transport.name == "inproc":
+            raise ConfigError("transport=inproc reaches nobody outside its own process: give transport=dds")
+
+
+def main_camera(words: Sequence[str], ask: Callable[[str], str] = input) -> int:
+    """Calibrate a camera as ``words`` say (``key=value ...``); returns the exit status."""
+    robot, rest = take_robot(words)
+    config = parse_plain(CameraCalibrationConfig, transport_words(rest))
+    board, console = Board(config.board), Console()
+    if config.print_board is not None:
+        return _print_board(board, Path(config.print_board).expanduser(), console)
+    kinematics = load_kinematics(robot)
+    if kinematics is None:
+        raise ConfigError("the hand's pose takes a model of the arm: give robot.model=")
+    if config.poses is not None:
+        folder = Path(config.poses).expanduser()
+        taken = load_taken(folder, robot.joints)
+    else:
+        folder = Path(config.out).expanduser()
+        taken = _take(robot, config, board, ask, console)
+        save_taken(folder, taken, robot.joints)
+    mounting = solve_mounting(taken, board, kinematics, config.mount)
+    document = {"camera": config.camera, **mounting.document()}
+    (folder / "camera.json").write_text(json.dumps(document, indent=1))
+    f = mounting.found
+    console.print(
+        f"{folder / 'camera.json'}: camera {config.camera!r} on the {config.mount}, from {mounting.used} of "
+        f"{mounting.taken} pictures\n  position {np.round(f.camera[:3, 3], 4).tolist()} m, q_wxyz "
+        f"{np.round(document['q_wxyz'], 4).tolist()}\n  corners within {mounting.reprojection_px:.2f} px, poses agree "
+        f"within {1e3 * f.position_m:.1f} mm and {math.degrees(f.turn_rad):.2f} degrees (root mean squares)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _take(
+    robot: RobotConfig, config: CameraCalibrationConfig, board: Board, ask: Callable[[str], str], console: Console
+) -> list[Taken]:
+    """Pictures and poses as the person asks for them."""
+    transport = make_transport(config.transport)
+    taken: list[Taken] = []
+    try:
+        taker = PoseTaker(robot, config.camera, transport, time.sleep)
+        while ask(f"{len(taken)} pictures. Enter takes one, d ends: ").strip().lower() not in ("d", "done", "q"):
+            try:
+                one = taker.take()
+            except UserError as e:
+                console.print(str(e), highlight=False)
+                continue
+            view = board.find(one.picture)
+            if view is None:
+                console.print("the board is not seen; nothing was kept")
+                continue
+            taken.append(one)
+            console.print(f"{len(view.pixels)} corners")
+    finally:
+        transport.close()
+    return taken
+
+
+def _print_board(board: Board, path: Path, console: Console) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), board.picture()):
+        raise ConfigError(f"print_board={path}: cannot be written; give a name that ends in .png")
+    c = board.config
+    console.print(
+        f"{path}: print it {1e3 * c.columns * c.square:.0f} x {1e3 * c.rows * c.square:.0f} mm, on something flat, and "
+        "measure a square: board.square=",
+        highlight=False,
+    )
     return 0
 
 

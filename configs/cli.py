@@ -42,6 +42,7 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor calibrate-latency robot=ur5e             delays of commands and cameras, by swinging one joint
   visuomotor envs list                                external suites: installed or not, and how to install them
   visuomotor envs check <id>                          types, seeds, speed and a picture of an environment
+  visuomotor calibrate-camera robot=ur5e camera=wrist where a camera is mounted, by pictures of a board
   visuomotor info                                     versions, devices, extras present or missing
 
 Settings are given as key=value; `visuomotor <command> --help` lists them with their defaults.
@@ -87,6 +88,7 @@ def _run(words: list[str]) -> int:
         "info": _info,
     }
     if verb not in commands:
+        "calibrate-camera": _calibrate_camera,
         raise ConfigError(f"unknown command {verb!r}. {nearest(verb, commands)} See visuomotor --help.")
     return commands[verb](rest)
 
@@ -265,3 +267,15 @@ def _asks_help(words: Sequence[str]) -> bool:
 
 if __name__ == "__main__":
     sys.exit(main())
+def _calibrate_camera(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.calibrate import CameraCalibrationConfig
+        from visuomotor.configs.help import robot_help
+
+        print(robot_help(CameraCalibrationConfig), end="")
+        return 0
+    from visuomotor.configs.calibrate import main_camera
+
+    return main_camera(words)
+
+

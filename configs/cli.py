@@ -37,12 +37,14 @@ visuomotor: robot policies from demonstrations to the arm
   visuomotor play task=lift record=<zarr>             a window: act by keyboard or gamepad, record demonstrations
   visuomotor play checkpoint=<run>                    watch a policy, and take over from it
   visuomotor deploy checkpoint=<run> robot=ur5e       the policy on an arm, over ROS 2, ROS 1 or DDS
+  visuomotor record robot=ur5e store=<zarr>           a person shows a task on the arm: demonstrations
+  visuomotor replay store=<zarr> robot=ur5e           a recorded motion on an arm or its twin
   visuomotor twin robot=panda_twin task=lift          a simulated arm with the robot's ROS interface, to rehearse on
   visuomotor doctor robot=ur5e checkpoint=<run>       what stands in the way of a deployment, before anything moves
   visuomotor calibrate-latency robot=ur5e             delays of commands and cameras, by swinging one joint
+  visuomotor calibrate-camera robot=ur5e camera=wrist where a camera is mounted, by pictures of a board
   visuomotor envs list                                external suites: installed or not, and how to install them
   visuomotor envs check <id>                          types, seeds, speed and a picture of an environment
-  visuomotor calibrate-camera robot=ur5e camera=wrist where a camera is mounted, by pictures of a board
   visuomotor info                                     versions, devices, extras present or missing
 
 Settings are given as key=value; `visuomotor <command> --help` lists them with their defaults.
@@ -79,16 +81,18 @@ def _run(words: list[str]) -> int:
         "sysid": _sysid,
         "robustness": _robustness,
         "deploy": _deploy,
+        "record": _record,
+        "replay": _replay,
         "distill": _distill,
         "play": _play,
         "twin": _twin,
         "doctor": _doctor,
         "calibrate-latency": _calibrate_latency,
+        "calibrate-camera": _calibrate_camera,
         "envs": _envs,
         "info": _info,
     }
     if verb not in commands:
-        "calibrate-camera": _calibrate_camera,
         raise ConfigError(f"unknown command {verb!r}. {nearest(verb, commands)} See visuomotor --help.")
     return commands[verb](rest)
 
@@ -201,6 +205,30 @@ def _play(words: list[str]) -> int:
     return play(words)
 
 
+def _record(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.help import settings_help
+        from visuomotor.configs.record import RecordConfig
+
+        print(settings_help(RecordConfig), end="")
+        return 0
+    from visuomotor.configs.record import main as record
+
+    return record(words)
+
+
+def _replay(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.help import settings_help
+        from visuomotor.configs.replay_motion import ReplayConfig
+
+        print(settings_help(ReplayConfig), end="")
+        return 0
+    from visuomotor.configs.replay_motion import main as replay
+
+    return replay(words)
+
+
 def _deploy(words: list[str]) -> int:
     if _asks_help(words) or not words:
         from visuomotor.configs.deploy_config import DeployConfig
@@ -249,6 +277,18 @@ def _calibrate_latency(words: list[str]) -> int:
     return main_latency(words)
 
 
+def _calibrate_camera(words: list[str]) -> int:
+    if _asks_help(words) or not words:
+        from visuomotor.configs.calibrate import CameraCalibrationConfig
+        from visuomotor.configs.help import robot_help
+
+        print(robot_help(CameraCalibrationConfig), end="")
+        return 0
+    from visuomotor.configs.calibrate import main_camera
+
+    return main_camera(words)
+
+
 def _envs(words: list[str]) -> int:
     from visuomotor.configs.envs import main as envs
 
@@ -267,15 +307,3 @@ def _asks_help(words: Sequence[str]) -> bool:
 
 if __name__ == "__main__":
     sys.exit(main())
-def _calibrate_camera(words: list[str]) -> int:
-    if _asks_help(words) or not words:
-        from visuomotor.configs.calibrate import CameraCalibrationConfig
-        from visuomotor.configs.help import robot_help
-
-        print(robot_help(CameraCalibrationConfig), end="")
-        return 0
-    from visuomotor.configs.calibrate import main_camera
-
-    return main_camera(words)
-
-

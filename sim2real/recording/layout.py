@@ -14,7 +14,7 @@ __all__ = ["COLUMNS", "EXTRA", "INTERVENTION", "array_specs", "open_store"]
 
 INTERVENTION = "is_intervention"
 EXTRA = (
-    "sent_joints",
+    "sent",
     "sent_gripper",
     "measured_joints",
     "measured_velocity",
@@ -29,16 +29,17 @@ COLUMNS = {
 """Values for each episode. ``complete`` is false for one that was cut off because the disk did not keep up."""
 
 
-def array_specs(policy: PolicySpec, joints: tuple[str, ...]) -> dict[str, ArraySpec]:
+def array_specs(policy: PolicySpec, joints: tuple[str, ...], *, gripper: bool) -> dict[str, ArraySpec]:
     """Arrays of a recording: the policy's observations and action under their own names, and :data:`EXTRA`.
 
     Args:
         policy: whose episodes they are.
         joints: as the driver names them.
+        gripper: whether the robot has one.
     """
     n = (len(joints),)
     extra = {
-        "sent_joints": ArraySpec(shape=n, unit="rad", names=joints, source="commanded, after the safety filter"),
+        "sent": ArraySpec(shape=n, unit="rad", names=joints, source="commanded, after the safety filter"),
         "sent_gripper": ArraySpec(shape=(1,), names=("opening",), source="commanded"),
         "measured_joints": ArraySpec(shape=n, unit="rad", names=joints, source="measured"),
         "measured_velocity": ArraySpec(shape=n, unit="rad/s", names=joints, source="measured"),
@@ -47,8 +48,8 @@ def array_specs(policy: PolicySpec, joints: tuple[str, ...]) -> dict[str, ArrayS
         INTERVENTION: ArraySpec(shape=(), dtype="bool", role="intervention"),
     }
     own = {k: s for k, s in policy.obs.items() if k not in policy.constant_keys}
-    taken = sorted({*own, policy.action_key} & extra.keys())
-    return {**own, policy.action_key: policy.action, **{k: s for k, s in extra.items() if k not in taken}}
+    mine = {*own, policy.action_key, *(() if gripper else ("sent_gripper", "measured_gripper"))}
+    return {**own, policy.action_key: policy.action, **{k: s for k, s in extra.items() if k not in mine}}
 
 
 def open_store(path: Path, specs: Mapping[str, ArraySpec], fps: float) -> DemoStore:

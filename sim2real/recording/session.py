@@ -76,7 +76,8 @@ def _tape(setup: Setup, path: Path, task: str) -> EpisodeTape:
         raise ConfigError("without a policy nobody says which observations and actions are to be recorded")
     arm, _ = describe_arm(setup.robot)  # of the tape's own: a model's data is no place for two threads
     actions = check_policy(policy, arm)[1]
-    return EpisodeTape(path, policy.spec, policy.fps, tuple(setup.robot.joints), actions, task=task)
+    joints, gripper = tuple(setup.robot.joints), setup.robot.gripper is not None
+    return EpisodeTape(path, policy.spec, policy.fps, joints, actions, gripper=gripper, task=task)
 
 
 def _commands(setup: Setup) -> list[str]:

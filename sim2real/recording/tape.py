@@ -94,6 +94,7 @@ class EpisodeTape:
         fps: control steps per second.
         joints: as the driver names them.
         actions: of this tape alone (its kinematics are used in another thread).
+        gripper: whether the robot has one.
         task: text of the column ``task``.
 
     Attributes:
@@ -104,9 +105,10 @@ class EpisodeTape:
     """
 
     def __init__(
-        self, path: Path, policy: PolicySpec, fps: float, joints: tuple[str, ...], actions: ActionMap, *, task: str
-    ) -> None:
-        specs = array_specs(policy, joints)
+        self, path: Path, policy: PolicySpec, fps: float, joints: tuple[str, ...], actions: ActionMap, *,
+        gripper: bool, task: str,
+    ) -> None:  # fmt: skip
+        specs = array_specs(policy, joints, gripper=gripper)
         self._store = open_store(path, specs, fps)
         self._recorder = EpisodeRecorder(self._store, max_wait_s=_PATIENCE_S)
         self._actions, self._task, self._action_key = actions, task, policy.action_key
@@ -208,7 +210,7 @@ class EpisodeTape:
             self.counts.dropped += 1
             return
         data = {**row.values, **row.extra, self._action_key: self._action(row, now)}
-        data["sent_joints"] = row.extra["measured_joints"] if row.after is None else row.after
+        data["sent"] = row.extra["measured_joints"] if row.after is None else row.after
         data["sent_gripper"] = np.array([row.opening])
         self._recorder.step({key: data[key] for key in self._store.specs})
         self.counts.steps += 1

@@ -30,7 +30,7 @@ def path(t):
 def tape_of(rig, where, **others):
     arm, _ = describe_arm(rig.config)
     actions = check_policy(rig.setup.policy, arm)[1]
-    tape = EpisodeTape(where, rig.policy, 20.0, tuple(rig.config.joints), actions, task="move", **others)
+    tape = EpisodeTape(where, rig.policy, 20.0, tuple(rig.config.joints), actions, gripper=False, task="move", **others)
     rig.bridge.parts.listeners = [*rig.bridge.parts.listeners, tape]
     return tape
 
@@ -76,7 +76,7 @@ def record_takeover(rig, where):
 
 def test_an_episode_with_a_takeover_and_a_hand_back(rig, tmp_path):
     arrays, columns = record_takeover(rig, tmp_path / "demos.zarr")
-    assert set(arrays) == {"joint_pos", "action", *EXTRA}
+    assert set(arrays) == {"joint_pos", "action", *EXTRA} - {"sent_gripper", "measured_gripper"}
     human = arrays["is_intervention"]
     n = len(human)
     assert 98 <= n <= 103  # five seconds at 20 Hz
@@ -90,7 +90,7 @@ def test_an_episode_with_a_takeover_and_a_hand_back(rig, tmp_path):
     np.testing.assert_allclose(np.diff(arrays["stamp"]), 0.05, atol=0.011)
     # the person's action is the position that was commanded at the end of the step, in the policy's order
     h = np.flatnonzero(human)
-    np.testing.assert_allclose(arrays["action"][h], arrays["sent_joints"][h], atol=1e-6)
+    np.testing.assert_allclose(arrays["action"][h], arrays["sent"][h], atol=1e-6)
     # the policy's is its own: its reference at the time of the step, where the arm goes
     run = np.arange(5, stretches[0] - 1)
     reference = np.stack([path(arrays["stamp"][i] - arrays["stamp"][0]) for i in run])
@@ -147,8 +147,8 @@ def test_a_person_acts_in_the_terms_of_the_policy(tmp_path, names, unit):
     if unit == "rad/s":
         change = 0.05 * change[:, ::-1]
     # the changes of all steps lead from where the person began to where the arm was commanded last
-    before = arrays["sent_joints"][h[0] - 1]
-    np.testing.assert_allclose(before + np.cumsum(change, 0), arrays["sent_joints"][h], atol=0.02)
+    before = arrays["sent"][h[0] - 1]
+    np.testing.assert_allclose(before + np.cumsum(change, 0), arrays["sent"][h], atol=0.02)
     still = np.flatnonzero(~arrays["is_intervention"])[5:20]
     np.testing.assert_array_equal(arrays["action"][still], 0.0)
 
@@ -229,7 +229,7 @@ def test_a_value_that_the_store_does_not_take_is_told(rig, tmp_path, monkeypatch
 
 
 def test_stores_that_do_not_fit_are_refused(tmp_path):
-    specs = array_specs(spec(), JOINTS)
+    specs = array_specs(spec(), JOINTS, gripper=True)
     with DemoStore.create(tmp_path / "a.zarr", {**specs, "reward": ArraySpec(shape=())}, fps=20.0):
         pass
     with pytest.raises(DataError, match="'reward', which is not recorded here"):

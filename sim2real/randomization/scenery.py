@@ -25,6 +25,7 @@ __all__ = ["Backdrop", "BackdropConfig", "Distractors", "DistractorsConfig", "Te
 _RGB = mujoco.mjtTextureRole.mjTEXROLE_RGB.value
 _SHAPES = (mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER,
            mujoco.mjtGeom.mjGEOM_CAPSULE)  # fmt: skip
+_DOWN = ((2,), (0,), (1,), (0, 1))  # components of geom_size that add up to how far each reaches down
 _GONE = -20.0  # height of what is not there [m]
 
 
@@ -260,7 +261,9 @@ class Distractors(Event):
         for body in self._others:
             near = (torch.stack([x, y], -1) - worlds.take(body.pos())[:, None, :2]).norm(dim=-1) < c.keep
             there = there & ~near
-        height = torch.where(there, size[..., 2], _GONE)
+        own = [_DOWN[i % len(_SHAPES)] for i in range(n)]
+        down = torch.stack([sum(size[:, i, k] for k in parts) for i, parts in enumerate(own)], -1)
+        height = torch.where(there, down, _GONE)
         turn = draws.uniform((n,), -math.pi, math.pi) / 2
         zero = torch.zeros_like(turn)
         worlds.put(self._pos, torch.stack([x, y, height], -1), self._mocap)

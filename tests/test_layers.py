@@ -28,6 +28,7 @@ ONE_DOOR = (
     ("rospy",),
     ("isaacgym",),
     ("h5py",),
+    ("mujoco.sysid",),
 )
 ELSEWHERE = ROOT / "envs" / "suites" / "adapters.py"  # runs in other Python environments, never in this one
 WITHOUT_TORCH = ("errors", "spec", "store", "recorder", "windows", "rotations", "angles", "actions")

@@ -73,6 +73,23 @@ def test_several_numbers_lie_on_both_sides_as_far_as_the_number_of_the_world() -
     assert space.within(z, 1, share)[0].tolist() == pytest.approx([0.03, 0.015, 0.0, 0.015, 0.03])
 
 
+@pytest.mark.parametrize("kind", ["fixed", "linear", "adr", "doraemon"])
+def test_all_rows_as_on_a_gpu_give_what_chosen_rows_give(kind: str) -> None:
+    mask, keys = torch.tensor([True, False, True, True, False]), torch.arange(5)
+    found = []
+    for dense in (False, True):
+        curriculum = bound(make_curriculum(CurriculumConfig(kind=kind), [MASS, DELAY, SHAPE]), 5)
+        worlds = Selection(mask, dense=dense)
+        curriculum.apply(worlds, Draws(worlds.take(keys)))
+        curriculum.watch(mask, torch.tensor([True, True, False, True, False]))
+        source = curriculum.source("mass")
+        numbers = source.draw(Draws(worlds.take(keys)), (2, 3), worlds)
+        found.append([*curriculum.buffers().values(), numbers if not dense else numbers[mask]])
+    for name, a, b in zip([*curriculum.buffers(), "numbers"], *found, strict=True):
+        a, b = (x[:-1] if name == "ring" else x for x in (a, b))
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
 # ---- linear
 
 

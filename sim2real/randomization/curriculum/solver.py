@@ -71,10 +71,10 @@ def _descend(y: Tensor, loss: Callable[[], Tensor]) -> None:
     def closure() -> Tensor:
         optimiser.zero_grad()
         value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimiser.step(closure)
 
 
 def _augmented(value: Tensor, constraints: Tensor, multipliers: Tensor, weight: float) -> Tensor:

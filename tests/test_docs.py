@@ -23,9 +23,11 @@ from visuomotor.configs.bench_table import replace_block
 from visuomotor.configs.cli import main
 from visuomotor.configs.compose import compose_train, groups, parse_plain
 from visuomotor.configs.distill import DistillCommand
+from visuomotor.configs.deploy_config import DeployConfig
 from visuomotor.configs.export import ExportConfig
 from visuomotor.configs.help import bench_help, eval_help, export_help, rl_help, settings_help, train_help
 from visuomotor.configs.registry import backbones, heads
+from visuomotor.configs.robots import take_robot, transport_words
 from visuomotor.configs.rl_compose import compose_finetune, compose_rl, head_class
 from visuomotor.configs.schema import EvalConfig
 from visuomotor.configs.sysid import ExciteConfig, SysidConfig
@@ -113,11 +115,13 @@ def test_settings_of_written_commands_are_accepted(page: Path) -> None:
         exciting = words[0] == "excite"
         parse_plain(ExciteConfig if exciting else SysidConfig, words[exciting:])
     for words in commands(page, "distill"):
-        own = [w for w in words if w.startswith(("teacher=", "distill."))]
-        parse_plain(DistillCommand, own)
-        compose_train(["data.path=labels.zarr", *(w for w in words if w not in own and "randomization" not in w)])
+        its = [w for w in words if w.startswith(("teacher=", "distill."))]
+        parse_plain(DistillCommand, its)
+        compose_train(["data.path=labels.zarr", *(w for w in words if w not in its and "randomization" not in w)])
     for words in commands(page, "export"):
         parse_plain(ExportConfig, words)
+    for words in commands(page, "deploy"):
+        parse_plain(DeployConfig, transport_words(take_robot(words)[1]))
     own = {f.name for f in fields(BenchConfig)}
     for task, *words in commands(page, "bench"):
         config = parse_plain(BenchConfig, [w for w in words if w.partition("=")[0] in own])

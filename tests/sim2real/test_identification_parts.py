@@ -204,7 +204,7 @@ def test_stores_that_do_not_serve_are_refused_in_a_sentence(tmp_path: Path) -> N
     with pytest.raises(DataError, match="none of its 1 episodes lasts 1 s"):
         read(write(tmp_path / "f.zarr", [wave(20)]))
     write(tmp_path / "g.zarr", [wave()]).close()
-    zarr.open_group(str(tmp_path / "g.zarr"), mode="r+")["data/joint_pos"][3, 1] = np.nan  # as others write
+    zarr.open_array(str(tmp_path / "g.zarr" / "data" / "joint_pos"), mode="r+")[3, 1] = np.nan  # as others write
     with pytest.raises(DataError, match="joint_pos, episode 0, step 3"):
         read(DemoStore.open(tmp_path / "g.zarr"))
     delta = replace(named, names=("a_change", "b_change"))

@@ -12,15 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-__all__ = ["NODES", "Robot", "environment", "free_domain", "python_of", "ros_master", "running", "until"]
+__all__ = ["NODES", "Driven", "Robot", "environment", "free_domain", "python_of", "ros_master", "running", "until"]
 
 NODES = Path(__file__).parent
 ROOT = NODES.parents[2]
 _count = itertools.count()
+N = TypeVar("N", "Robot", "Driven")
 
 
 def python_of(peer: str) -> str:
@@ -85,8 +86,7 @@ class Robot:
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """What it has logged of this kind so far."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return [r for r in map(json.loads, filter(_whole, lines)) if r["kind"] == kind]
+        return read_log(self.log, kind)
 
     def quit(self) -> None:
         """Let it say goodbye, as a node that is shut down does."""
@@ -99,17 +99,57 @@ class Robot:
         self.process.wait()
 
 
+class Driven:
+    """The whole bridge, in a process of whichever environment has the transport: ``bridge_driver.py``."""
+
+    def __init__(self, python: str, log: Path, env: dict[str, str], **settings: Any) -> None:
+        self.log = log
+        command = [python, str(NODES / "bridge_driver.py"), json.dumps({**settings, "log": str(log)})]
+        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+    def ask(self, request: str) -> None:
+        assert self.process.stdin is not None
+        print(request, file=self.process.stdin, flush=True)
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        return read_log(self.log, kind)
+
+    @property
+    def state(self) -> str:
+        """Of the bridge, the newest."""
+        states = self.records("state")
+        return states[-1]["state"] if states else ""
+
+    @property
+    def fault(self) -> str:
+        states = self.records("state")
+        return states[-1]["fault"] if states else ""
+
+    def wait_for(self, state: str, timeout_s: float = 30.0) -> None:
+        until(lambda: self.state == state, timeout_s, f"state {state}")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def read_log(path: Path, kind: str) -> list[dict[str, Any]]:
+    """Records of one kind in a file of JSON lines that may still be written."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [r for r in map(json.loads, filter(_whole, lines)) if r["kind"] == kind]
+
+
 def _whole(line: str) -> bool:
     return line.endswith("}")
 
 
 @contextmanager
-def running(robot: Robot) -> Iterator[Robot]:
+def running(node: N) -> Iterator[N]:
     """Ends the process whatever happens."""
     try:
-        yield robot
+        yield node
     finally:
-        robot.kill()
+        node.kill()
 
 
 @contextmanager

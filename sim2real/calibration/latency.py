@@ -133,15 +133,17 @@ class LatencyProbe:
         for k in range(steps):
             now = begin + k * self._dt_ns
             self._wait_until(now)
-            target = q0.copy()
-            target[joint] += chirp.at(np.array(k * self._dt_ns * 1e-9 - _SETTLE_S))
-            motion = self._filter.step(target)
-            if any(e.fatal for e in motion.events):
-                raise UserError("; ".join(e.text for e in motion.events))
-            measured = self._newest()
-            self._streamer.send(now, motion, lambda: self._filter.resting_tail(0.05), measured, 1.0)
-            times.append((now + self._streamer.lead_ns) * 1e-9)
-            values.append(motion.position[joint])
+            motions = []
+            for reached_ns in self._streamer.times(now):
+                target = q0.copy()
+                target[joint] += chirp.at(np.array((reached_ns - begin) * 1e-9 - _SETTLE_S))
+                motions.append(self._filter.step(target))
+                times.append(reached_ns * 1e-9)
+                values.append(motions[-1].position[joint])
+            if fatal := [e.text for m in motions for e in m.events if e.fatal]:
+                raise UserError("; ".join(fatal))
+            if motions:
+                self._streamer.send(now, motions, lambda: self._filter.resting_tail(0.05), self._newest(), 1.0)
         return np.array(times), np.array(values)
 
     def _newest(self) -> np.ndarray:

@@ -26,6 +26,7 @@ from visuomotor.configs.distill import DistillCommand
 from visuomotor.configs.deploy_config import DeployConfig
 from visuomotor.configs.export import ExportConfig
 from visuomotor.configs.help import bench_help, eval_help, export_help, rl_help, settings_help, train_help
+from visuomotor.configs.randomize import parse_randomized
 from visuomotor.configs.registry import backbones, heads
 from visuomotor.configs.robots import take_robot, transport_words
 from visuomotor.configs.rl_compose import compose_finetune, compose_rl, head_class
@@ -110,7 +111,7 @@ def test_settings_of_written_commands_are_accepted(page: Path) -> None:
     for words in commands(page, "finetune"):
         compose_finetune(words, head=ShortcutHead, saved={"task": "lift", "env": {}})
     for words in commands(page, "eval"):
-        parse_plain(EvalConfig, words)
+        parse_randomized(EvalConfig, words)
     for words in commands(page, "sysid"):
         exciting = words[0] == "excite"
         parse_plain(ExciteConfig if exciting else SysidConfig, words[exciting:])

@@ -147,7 +147,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         ((str(path), ["bend", "turn"], "hand"), r"in order, \['turn', 'bend'\]; expected \['bend', 'turn'\]"),
     ):
         with pytest.raises(ConfigError, match=message):
-            Kinematics.load(*args)  # type: ignore[arg-type]
+            Kinematics.load(*args)
 
 
 def test_it_goes_to_another_process() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -15,12 +17,16 @@ HOME = np.array([0.0, 0.1, 0.0, -2.3, 0.0, 2.4, 0.785])
 LIMITS = ArmLimits(
     low=LOW, high=HIGH, velocity=np.full(7, 2.0), acceleration=np.linspace(5, 10, 7), jerk=np.linspace(100, 400, 7)
 )
-WILD = {"first_command": np.inf, "jump": np.inf, "resume_after_s": 0.0}  # every finite target is pursued
+WILD: dict[str, Any] = {
+    "first_command": np.inf,
+    "jump": np.inf,
+    "resume_after_s": 0.0,
+}  # every finite target is pursued
 TICK = 0.008
 
 
-def make(dt: float = TICK, limits: ArmLimits = LIMITS, at: np.ndarray = HOME, **config: float) -> SafetyFilter:
-    filter = SafetyFilter(limits, dt, SafetyConfig(**config))  # type: ignore[arg-type]
+def make(dt: float = TICK, limits: ArmLimits = LIMITS, at: np.ndarray = HOME, **config: Any) -> SafetyFilter:
+    filter = SafetyFilter(limits, dt, SafetyConfig(**config))
     filter.start(at)
     return filter
 

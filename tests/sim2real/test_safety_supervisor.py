@@ -17,7 +17,7 @@ from visuomotor.sim2real.safety.supervisor import TRANSITIONS, Inputs, Superviso
 
 TICK = 10_000_000  # ns
 MOVING = (State.RAMP, State.RUN, State.HUMAN)
-WAY = {  # requests that lead to a state, and whether the arm is where it should go
+WAY: dict[State, list[dict[str, Any]]] = {  # requests that lead to a state, and whether the arm is where it should go
     State.IDLE: [],
     State.READY: [{}],
     State.RAMP: [{}, {"request": Request.START}],

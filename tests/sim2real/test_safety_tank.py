@@ -48,7 +48,7 @@ def test_power_is_limited() -> None:
 def test_a_tank_that_makes_no_sense_is_refused() -> None:
     for bad in ({"start": 3.0}, {"least": -1.0}, {"power": 0.0}, {"frame": "tool"}, {"max_age_s": 0.0}):
         with pytest.raises(ConfigError, match=r"safety\.tank"):
-            TankConfig(**bad)  # type: ignore[arg-type]
+            TankConfig(**bad)
 
 
 class Wall:

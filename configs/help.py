@@ -25,6 +25,8 @@ from visuomotor.configs.schema import EvalConfig, TrainConfig
 from visuomotor.envs.registry import get_task, task_names
 from visuomotor.envs.teleop import KEYS
 from visuomotor.policies.likelihoods.registry import LIKELIHOODS, likelihoods_for
+from visuomotor.sim2real.randomization.config import TermConfig
+from visuomotor.sim2real.randomization.registry import terms
 from visuomotor.sim2real.robots.config import RobotConfig
 
 __all__ = [
@@ -169,7 +171,25 @@ def rl_help(command: str) -> str:
         textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
         for line in layers_help(command)
     )
-    return f"{_RL if scratch else _FINETUNE}\nChosen by one word (default: {default})\n{words}\n\n{body}"
+    head = f"{_RL if scratch else _FINETUNE}\nChosen by one word (default: {default})"
+    return f"{head}\n{words}\n\n{body}\n{_terms_help()}"
+
+
+def _terms_help() -> str:
+    """The terms of a randomisation, and their settings."""
+    taken: dict[type, list[str]] = {}
+    for name, entry in sorted(terms().items()):
+        taken.setdefault(entry.config_class, []).append(name)
+    names = textwrap.fill(", ".join(sorted(terms())), 110, initial_indent="  ", subsequent_indent="  ")
+    shared = {f.name for f in fields(TermConfig)}
+    prefix = "randomization.terms.<name>."
+    out = f"Terms, which {prefix}term= names (and <name> itself may be)\n{names}\n\n"
+    out += f"Settings of every term, with the defaults of most\n{''.join(_lines(prefix, TermConfig))}"
+    for schema, those in taken.items():
+        texts, own = _descriptions(schema), [f for f in fields(schema) if f.name not in shared]
+        lines = "".join(_entry(f"{prefix}{f.name}={_show(_default(f))}", texts.get(f.name, "")) for f in own)
+        out += f"\nFurther settings of {', '.join(those)}\n{lines}" if own else ""
+    return out
 
 
 def _choices(name: str, options: Sequence[str]) -> str:

@@ -51,8 +51,9 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def compose_randomization(words: Sequence[str]) -> DictConfig:
-    """Settings from words such as ``randomization=tabletop randomization.terms.friction.high=1.5``.
+    """Settings from words such as ``randomization=tabletop+visual randomization.terms.object_friction.high=1.5``.
 
+    Several presets or files are joined by ``+``: of settings that stand in both, the later hold.
     ``randomization.terms.<name>=null`` takes a term out.
 
     Raises:
@@ -111,6 +112,9 @@ def _read(name: str) -> dict[str, Any]:
         text = (files("visuomotor.configs") / _KEY / f"{name}.yaml").read_text()
     elif path.is_file():
         text = path.read_text()
+    elif "+" in name:
+        parts = OmegaConf.merge(*[OmegaConf.create(_read(part)) for part in name.split("+")])
+        return {str(k): v for k, v in OmegaConf.to_container(parts).items()}  # type: ignore[union-attr]
     else:
         raise ConfigError(f"{_KEY}={name}: there is no such file, and no randomisation of that name. "
                           f"{nearest(name, presets())}")  # fmt: skip

@@ -79,6 +79,16 @@ def test_a_file_serves_as_well_as_a_preset(tmp_path: Path) -> None:
         load_randomization([f"randomization={file}"])
 
 
+def test_presets_and_files_are_joined(tmp_path: Path) -> None:
+    file = tmp_path / "arm.yaml"
+    file.write_text("terms: {armature: {low: 0.95}, mine: {term: mass, names: [cube]}}")
+    config = load_randomization([f"randomization=tabletop+visual+{file}"])
+    assert {"object_mass", "table_texture", "mine"} <= set(config.terms)
+    assert (config.terms["armature"].low, config.terms["armature"].high) == (0.95, 1.2)
+    with pytest.raises(ConfigError, match="visuel: there is no such file"):
+        load_randomization(["randomization=tabletop+visuel"])
+
+
 @pytest.mark.parametrize("name", [n for n in presets() if n != "none"])
 @pytest.mark.parametrize("task", ["lift", "push_t_arm", "reach", "drawer"])
 def test_presets_fit_every_task_with_an_arm(name: str, task: str) -> None:

@@ -17,6 +17,7 @@ from visuomotor.configs.build import LoadedPolicy, keep_freed_memory, load_polic
 from visuomotor.configs.compose import Composed, compose_train, parse_plain, restore_train, task_settings
 from visuomotor.configs.distill_run import DistillRun
 from visuomotor.configs.randomize import compose_randomization, plain_randomization, split_words, typed_randomization
+from visuomotor.configs.rl_build import check_fits
 from visuomotor.configs.run_folder import open_run
 from visuomotor.data.errors import CheckpointError, ConfigError, nearest
 from visuomotor.envs.base import VecEnv
@@ -138,7 +139,7 @@ def compose_distill(words: Sequence[str]) -> ComposedDistill:
     train = compose_train([f"task={task}", *_DEFAULTS, *rest, f"run_dir={run_dir}", *decided])
     env = make_env(settings, 1, build_events(randomization))
     try:
-        teacher.policy.spec.check_source(env.obs_spec, env.action_spec, env.fps, source=f"task {task!r}")
+        check_fits(teacher.policy.spec, env, task)
         keys = _seen(train.config.obs.keys, any(w.startswith("obs.keys=") for w in rest), env, task)
     finally:
         env.close()
@@ -146,6 +147,8 @@ def compose_distill(words: Sequence[str]) -> ComposedDistill:
         train = compose_train(
             [f"task={task}", *_DEFAULTS, *rest, f"obs.keys=[{','.join(keys)}]", f"run_dir={run_dir}", *decided]
         )
+    if constant := sorted(train.config.obs.constant_keys):
+        raise ConfigError(f"{constant[0]} is a goal or text: the worlds in which a student learns give none")
     train.config.env, train.config.task = settings, task
     train.plain["config"] |= {"task": task, "env": OmegaConf.to_container(OmegaConf.structured(settings), resolve=True)}
     train.plain["command"] = "distill"

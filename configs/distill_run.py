@@ -252,9 +252,9 @@ class DistillRun:
         print_result(other, self._console, "teacher")
         difference = compare(result, other)
         print_comparison(difference, self._console)
-        against: dict[str, Any] = {"checkpoint": self._composed.plain["teacher"], **difference.to_dict()}
-        against |= {"score": other.score_mean, "success": other.success_rate}
-        document |= {"task": self._train_config.task, "against": against}
+        teacher: dict[str, Any] = {"checkpoint": self._composed.plain["teacher"], **difference.to_dict()}
+        teacher |= {"score": other.score_mean, "success": other.success_rate}
+        document |= {"task": self._train_config.task, "teacher": teacher}
         (self._dir / "eval").mkdir(exist_ok=True)
         (self._dir / "eval" / "final.json").write_text(json.dumps(document, indent=1))
 

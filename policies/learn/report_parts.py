@@ -6,6 +6,7 @@ Whatever came from a file is escaped here. A section given None (the file is abs
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -81,6 +82,10 @@ def headline(metrics: Sequence[Json], final: Json | None, environment: Json | No
         counted = f"{success['count']} of {n}"
         cards.append(estimate("Score", score["mean"], f"mean of {n} seeds", score, ".3f"))
         cards.append(estimate("Success", success["rate"], counted, success, ".1%"))
+        if teacher := final.get("teacher"):
+            low, high = (100 * x if x is not None else math.nan for x in teacher["success_interval"])
+            more = f"points of success, 95 % interval {low:+.1f} to {high:+.1f}; the teacher {teacher['success']:.1%}"
+            cards.append(card("Against the teacher", f"{100 * teacher['success_difference']:+.1f}", more))
     _, seconds = column(metrics, "time_s")
     _, speed = column(metrics, "samples_per_s")
     steps = f"{metrics[-1]['step']:,} steps" if metrics else "nothing was logged"

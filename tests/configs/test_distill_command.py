@@ -51,9 +51,9 @@ def test_a_run_is_an_ordinary_one(student: Path, teacher: Path) -> None:
     assert set(loaded.policy.spec.obs) == {"state"}
     assert loaded.policy.spec.window.n_obs == 3
     final = json.loads((student / "eval" / "final.json").read_text())
-    assert final["n_episodes"] == final["against"]["n"] == 4
-    assert final["against"]["checkpoint"].startswith(str(teacher.resolve()))
-    assert (student / "report.html").exists()
+    assert final["n_episodes"] == final["teacher"]["n"] == 4
+    assert final["teacher"]["checkpoint"].startswith(str(teacher.resolve()))
+    assert "Against the teacher" in (student / "report.html").read_text()
     saved = loaded.checkpoint.document("config")
     assert saved["command"] == "distill"
     assert saved["config"]["env"]["max_episode_steps"] == 30  # the teacher's worlds
@@ -93,6 +93,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
         (["distill.round=2"], "Did you mean 'distill.rounds'"),
         (["randomization=tabeltop"], "tabletop"),
         (["task=reacher"], "task 'reacher'"),
+        (["obs.goal.keys=[state]"], "goal/state is a goal or text"),
     ],
 )
 def test_refusals_are_a_sentence(

@@ -22,15 +22,18 @@ from visuomotor.configs.bench import BenchConfig
 from visuomotor.configs.bench_table import replace_block
 from visuomotor.configs.cli import main
 from visuomotor.configs.compose import compose_train, groups, parse_plain
-from visuomotor.configs.distill import DistillCommand
 from visuomotor.configs.deploy_config import DeployConfig
+from visuomotor.configs.distill import DistillCommand
 from visuomotor.configs.export import ExportConfig
 from visuomotor.configs.help import bench_help, eval_help, export_help, rl_help, settings_help, train_help
 from visuomotor.configs.randomize import parse_randomized
+from visuomotor.configs.record import RecordConfig
 from visuomotor.configs.registry import backbones, heads
-from visuomotor.configs.robots import take_robot, transport_words
+from visuomotor.configs.replay_motion import ReplayConfig
 from visuomotor.configs.rl_compose import compose_finetune, compose_rl, head_class
+from visuomotor.configs.robots import take_robot, transport_words
 from visuomotor.configs.schema import EvalConfig
+from visuomotor.configs.serve import ServeConfig
 from visuomotor.configs.sysid import ExciteConfig, SysidConfig
 from visuomotor.data.store import DemoStore
 from visuomotor.data.windows import WindowConfig
@@ -42,6 +45,7 @@ from visuomotor.policies.heads.shortcut import ShortcutHead
 from visuomotor.policies.iterative import IterativeHead
 from visuomotor.policies.likelihoods.registry import LIKELIHOODS, likelihoods_for
 from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
+from visuomotor.sim2real.remote.config import TOKEN_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,7 +107,8 @@ def commands(page: Path, verb: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_settings_of_written_commands_are_accepted(page: Path) -> None:
+def test_settings_of_written_commands_are_accepted(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "as-the-page-exports-one")
     for words in commands(page, "train"):
         compose_train(words)
     for words in commands(page, "rl"):
@@ -123,6 +128,11 @@ def test_settings_of_written_commands_are_accepted(page: Path) -> None:
         parse_plain(ExportConfig, words)
     for words in commands(page, "deploy"):
         parse_plain(DeployConfig, transport_words(take_robot(words)[1]))
+    for words in commands(page, "serve"):
+        parse_plain(ServeConfig, words)
+    for verb, schema in (("record", RecordConfig), ("replay", ReplayConfig)):
+        for words in commands(page, verb):
+            parse_plain(schema, transport_words(take_robot(words)[1]))
     own = {f.name for f in fields(BenchConfig)}
     for task, *words in commands(page, "bench"):
         config = parse_plain(BenchConfig, [w for w in words if w.partition("=")[0] in own])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from visuomotor.data.errors import CheckpointError, ConfigError, UserError
 from visuomotor.policies.spec import PolicySpec
+from visuomotor.sim2real.remote.config import read_token
 from visuomotor.sim2real.remote.protocol import (
     OTHER_SPEC,
     PROTOCOL,
@@ -53,7 +54,7 @@ class ClientConfig:
 
     Attributes:
         url: ``ws://host:port``, or ``wss://host:port`` for TLS.
-        token: that the server asks for, if any.
+        token: that the server asks for; null takes the variable ``VISUOMOTOR_TOKEN``, if it is set.
         tls_ca: PEM file of the authority that signed the server's certificate; null trusts the system's.
         name: what the server calls this robot in its log.
         jpeg: quality of the pictures that are sent, 1 to 100; null sends them as they are.
@@ -74,6 +75,7 @@ class ClientConfig:
             raise ConfigError(f"tls_ca= belongs to wss://, url={self.url} is not encrypted")
         if self.jpeg is not None and not 1 <= self.jpeg <= 100:
             raise ConfigError(f"jpeg={self.jpeg}: expected 1 to 100")
+        self.token = read_token(self.token, None)
 
 
 @dataclass

@@ -43,11 +43,12 @@ class Arithmetic:
         self.batches: list[int] = []
         self.seen: list[float] = []  # first component of the newest state
         self.seconds = 0.0
-        self.go = threading.Event()
+        self.entered, self.go = threading.Event(), threading.Event()
         self.go.set()
         self.fail: Exception | None = None
 
     def plan_many(self, requests: Sequence[PlanRequest]) -> list[np.ndarray]:
+        self.entered.set()
         self.go.wait(20)
         time.sleep(self.seconds)
         self.batches.append(len(requests))

@@ -169,8 +169,8 @@ class BagRecorder:
             return
         offered = [e.qos for e in info.publishers if e.qos is not None]
 
-        def raw(data: bytes | memoryview, received_ns: int) -> None:
-            self._write(info.topic, ros_type, bytes(data), received_ns, offered)
+        def raw(data: bytes, received_ns: int) -> None:
+            self._write(info.topic, ros_type, data, received_ns, offered)
 
         def again(message: Message, received_ns: int) -> None:
             self._write(info.topic, ros_type, encode(message), received_ns, offered)

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -214,7 +215,7 @@ class PolicyServer:
                 self.batcher.counts.refused += 1
                 answers.put({"kind": "refused", "sequence": sequence, "reason": str(error)})
                 continue
-            self.batcher.submit(connection, request, lambda done, sequence=sequence: answers.take(sequence, done))
+            self.batcher.submit(connection, request, partial(answers.take, sequence))
 
     def _read(self, data: bytes) -> tuple[int, PlanRequest]:
         return read_plan(self._spec, decode(data))

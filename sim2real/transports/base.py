@@ -120,7 +120,7 @@ class Subscription:
     received: int = 0
     undecodable: int = 0
     incompatible: str = ""  # why a publisher could not be connected: the policy of quality of service that differs
-    tap: Callable[[bytes | memoryview, int], None] | None = None  # is given the bytes as they came, and when
+    tap: Callable[[bytes, int], None] | None = None  # is given the bytes as they came, and when
 
 
 class Transport(ABC):

@@ -29,7 +29,7 @@ class Inbox(Generic[M]):
     def deliver(self, data: Bytes, received_ns: int) -> None:
         """Call back with the message in these bytes, or count them as undecodable."""
         if self.subscription.tap is not None:
-            self.subscription.tap(data, received_ns)
+            self.subscription.tap(bytes(data), received_ns)
         try:
             message = decode(self.kind, data, ros1=self._ros1)
         except CdrError:

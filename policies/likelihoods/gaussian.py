@@ -24,14 +24,22 @@ class GaussianLikelihoodConfig(LikelihoodConfig):
     Attributes:
         std_floor: least standard deviation when exploring, in normalised units; 0 leaves that of the policy. Imitation
             makes it as small as the demonstrations are precise, and then the slightest change is a large divergence.
+        std_ceiling: largest standard deviation when exploring; null leaves that of the policy. Imitation makes it as
+            large as the demonstrations disagree, and noise of that size may spoil what needs precision.
     """
 
     std_floor: float = 0.0
+    std_ceiling: float | None = None
 
     def __post_init__(self) -> None:
         LikelihoodConfig.__post_init__(self)
         if self.std_floor < 0:
             raise ConfigError(f"likelihood.std_floor={self.std_floor}: expected 0 or more")
+        if self.std_ceiling is not None and not self.std_ceiling >= max(self.std_floor, 1e-6):
+            raise ConfigError(
+                f"likelihood.std_ceiling={self.std_ceiling}: expected more than 0 and no less than "
+                f"std_floor={self.std_floor}"
+            )
 
 
 class GaussianLikelihood(Likelihood):
@@ -47,11 +55,13 @@ class GaussianLikelihood(Likelihood):
         if not isinstance(policy.head, GaussianHead):
             raise ConfigError(f"likelihood gaussian: the policy's head is a {type(policy.head).__name__}")
         super().__init__(policy, config)
-        self._head, self._floor = policy.head, config.std_floor
+        self._head, self._floor, self._ceiling = policy.head, config.std_floor, config.std_ceiling
 
     def _distribution(self, obs: Mapping[str, Tensor]) -> ChunkGaussian:
         found = self._head.distribution(self.policy.net(obs))
-        return replace(found, std=found.std.clamp_min(self._floor)) if self._floor else found
+        if not self._floor and self._ceiling is None:
+            return found
+        return replace(found, std=found.std.clamp(self._floor, self._ceiling))
 
     @torch.no_grad()
     def rollout(self, obs: Mapping[str, Tensor], draws: Draws) -> Record:

@@ -29,6 +29,7 @@ from visuomotor.policies.ppo.objective import reduce_log_ratio
 
 CASES: dict[str, tuple[Any, Any]] = {
     "gaussian": (GaussianConfig(std_from_obs=False), GaussianLikelihoodConfig()),
+    "gaussian bounded": (GaussianConfig(std_init=0.5), GaussianLikelihoodConfig(std_floor=0.1, std_ceiling=0.2)),
     "squashed": (GaussianConfig(squash=True), GaussianLikelihoodConfig()),
     "gsde": (GaussianConfig(std_from_obs=False), GSDEConfig()),
     "gsde squashed": (GaussianConfig(squash=True), GSDEConfig(hold=3)),
@@ -88,6 +89,16 @@ def test_the_ratio_is_1_with_the_weights_that_drew_the_chunk(case, make, observe
         part = likelihood.evaluate({k: v[rows] for k, v in obs.items()}, record.rows(rows))
         assert _error(case, part, mask[rows]) <= 1e-5
         assert _error(case, part, mask[rows], reduce="mean", level="chain") <= 1e-5
+
+
+@pytest.mark.parametrize(("floor", "ceiling", "expected"), [(0.0, None, 0.5), (0.8, None, 0.8), (0.0, 0.05, 0.05)])
+def test_the_spread_is_held_within_its_bounds(tiny_policy, observe, floor, ceiling, expected):
+    policy = tiny_policy(GaussianConfig(std_from_obs=False, std_init=0.5))
+    likelihood = make_likelihood(policy, GaussianLikelihoodConfig(std_floor=floor, std_ceiling=ceiling))
+    obs = observe(policy, N)
+    found = likelihood.evaluate(obs, likelihood.rollout(obs, Draws(0, 1, 2)))
+    assert found.std is not None
+    assert float(found.std.detach().median()) == pytest.approx(expected, rel=0.2)
 
 
 @pytest.mark.slow
@@ -191,6 +202,7 @@ def test_a_likelihood_for_another_head_is_refused_with_what_fits(tiny_policy):
         (lambda: PolicyFlowConfig(std_max=0.05), "std_max=0.05"),
         (lambda: CarpLikelihoodConfig(std=0.0), "std=0"),
         (lambda: GMMLikelihoodConfig(std_floor=-1.0), "std_floor=-1"),
+        (lambda: GaussianLikelihoodConfig(std_floor=0.2, std_ceiling=0.1), "std_ceiling=0.1"),
     ],
 )
 def test_settings_are_checked(settings, message):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.console import Console
 from visuomotor.configs.build import set_threads
 from visuomotor.configs.compose import parse_plain
 from visuomotor.configs.deploy_config import DeployConfig, has_operator
+from visuomotor.configs.deploy_model import as_trained
 from visuomotor.configs.deploy_policy import Chosen, choose, constants_of, loader
 from visuomotor.configs.robots import take_robot, transport_words
 from visuomotor.data.errors import ConfigError, nearest
@@ -39,6 +41,7 @@ def main(words: Sequence[str]) -> int:
     with ExitStack() as stack:
         chosen = choose(config)
         stack.callback(chosen.source.close)
+        robot = as_trained(robot, chosen.about, Path(stack.enter_context(TemporaryDirectory())))
         setup = _setup(config, robot, chosen)
         constants = constants_of(config, chosen)
         _rehearse(setup)

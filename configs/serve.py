@@ -85,15 +85,16 @@ def about_policy(loaded: LoadedPolicy, execute: ExecuteConfig) -> dict[str, Any]
     """What a robot needs to know of a policy beside its specification, as plain data.
 
     Returns:
-        ``checkpoint`` (its path), ``task`` (that it was trained in, or None), ``control`` (``env.control`` of that
-        task, or None) and ``execute`` (the settings of the execution).
+        ``checkpoint`` (its path), ``task`` (that it was trained in, or None), ``robot`` and ``control`` (``env.robot``
+        and ``env.control`` of that task, or None) and ``execute`` (the settings of the execution).
     """
     saved = loaded.checkpoint.document("config")["config"]
-    control = (saved.get("env") or {}).get("control")
+    env = saved.get("env") or {}
     return {
         "checkpoint": str(loaded.checkpoint.path),
         "task": saved.get("task"),
-        "control": control,
+        "robot": env.get("robot"),
+        "control": env.get("control"),
         "execute": asdict(execute),
     }
 

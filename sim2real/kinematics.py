@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -19,9 +20,9 @@ from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.envs.robots.importing import compile_spec, read_model
 from visuomotor.envs.robots.model import RobotModel
 from visuomotor.envs.robots.registry import get_robot, robot_names
-from visuomotor.sim2real.safety.cover import cover_geom, shapes_of
+from visuomotor.sim2real.safety.cover import ancestors, cover_arm, joints_of
 
-__all__ = ["Kinematics"]
+__all__ = ["Kinematics", "urdf_velocity"]
 
 _ITERATIONS, _DAMPING, _REST_GAIN, _MAX_STEP = 2, 0.03, 0.05, 0.3  # of the simulator's arm
 
@@ -66,20 +67,20 @@ class Kinematics:
         self._factors = _factors(steps, self._hinge)
         kind, index = _end(model, tcp)
         body = index if kind == "body" else int(model.site_bodyid[index])
-        above = _ancestors(model, body)
-        found = [i for b in reversed(above) for i in _joints_of(model, b) if i in ids]
+        above = ancestors(model, body)
+        found = [i for b in reversed(above) for i in joints_of(model, b) if i in ids]
         if found != ids:
             names = [model.joint(i).name for i in found]
             raise ConfigError(f"the joints before {tcp!r} are, in order, {names}; expected {list(joints)}")
         rot = data.xmat[index] if kind == "body" else data.site_xmat[index]
         pos = data.xpos[index] if kind == "body" else data.site_xpos[index]
         self._tcp = np.linalg.inv(frames[-1]) @ _frame(rot.reshape(3, 3), pos)
-        self.links, self.local, self.radii = _spheres(model, ids, frames)
+        self.links, self.local, self.radii = cover_arm(model, ids, frames)
         self._bounds = np.searchsorted(self.links, np.arange(self.n + 2)).tolist()
 
     @classmethod
     def load(cls, model: str, joints: Sequence[str] = (), tcp: str = "") -> Kinematics:
-        """From a registered robot (``ur5e``) or a URDF or MJCF file.
+        """From a registered robot (``ur5e``), a URDF or MJCF file, or what :meth:`save` has written.
 
         Args:
             joints: names in the model, base first; none: the registered robot's own, or every hinge and slide of the
@@ -96,25 +97,47 @@ class Kinematics:
             raise ConfigError(
                 f"model={model!r} is no registered robot. {nearest(model, robot_names())} Or give a URDF or MJCF file"
             )
+        if path.suffix == ".npz":
+            return cls._restore(path, joints)
         compiled = compile_spec(read_model(path)[0], path)
         if not tcp:
             raise ConfigError(f"model={model}: state tcp, the site or body that is the hand: {_names(compiled)}")
         if not joints:
             kind, index = _end(compiled, tcp)
             body = index if kind == "body" else int(compiled.site_bodyid[index])
-            chain = [i for b in reversed(_ancestors(compiled, body)) for i in _joints_of(compiled, b)]
+            chain = [i for b in reversed(ancestors(compiled, body)) for i in joints_of(compiled, b)]
             joints = [compiled.joint(i).name for i in chain]
         weight = 0.3 if len(joints) >= 6 else 0.05
-        return cls(compiled, joints, tcp, rotation_weight=weight, velocity=_urdf_velocity(path, joints))
+        return cls(compiled, joints, tcp, rotation_weight=weight, velocity=urdf_velocity(path, joints))
 
     @classmethod
-    def of(cls, robot: RobotModel, joints: Sequence[str] = (), tcp: str = "") -> Kinematics:
+    def of(
+        cls, robot: RobotModel, joints: Sequence[str] = (), tcp: str = "", velocity: Sequence[float] | None = None
+    ) -> Kinematics:
         """Of a robot of the simulator, one from a file (``robot=custom``) included."""
         own = not joints or tuple(joints) == robot.joints
         return cls(
             robot.spec().compile(), joints or robot.joints, tcp or robot.tcp,
-            rotation_weight=robot.rotation_weight, home=robot.home if own else None,
+            rotation_weight=robot.rotation_weight, home=robot.home if own else None, velocity=velocity,
         )  # fmt: skip
+
+    def save(self, path: Path) -> None:
+        """Write it to an npz file: for processes that cannot read its model, which may take torch."""
+        saved: dict[str, Any] = {k: np.asarray(v) for k, v in vars(self).items() if v is not None}
+        np.savez(path, **saved)
+
+    @classmethod
+    def _restore(cls, path: Path, joints: Sequence[str]) -> Kinematics:
+        if not path.is_file():
+            raise ConfigError(f"model={path}: there is no such file")
+        self = cls.__new__(cls)
+        with np.load(path, allow_pickle=False) as saved:
+            vars(self).update(saved, home=saved.get("home"))
+        self.n, self.rotation_weight = int(self.n), float(self.rotation_weight)
+        self.joints, self._bounds = tuple(np.asarray(self.joints).tolist()), np.asarray(self._bounds).tolist()
+        if joints and tuple(joints) != self.joints:
+            raise ConfigError(f"model={path} has the joints {', '.join(self.joints)}; expected {', '.join(joints)}")
+        return self
 
     def frames(self, q: np.ndarray) -> np.ndarray:
         """Base, then the frame that moves with each joint: ``[n + 1, P, 4, 4]`` for joint positions ``q [P, n]``."""
@@ -275,21 +298,7 @@ def _end(model: mujoco.MjModel, tcp: str) -> tuple[str, int]:
     return "body", body
 
 
-def _ancestors(model: mujoco.MjModel, body: int) -> list[int]:
-    """A body and all it hangs on, but for the world."""
-    out = []
-    while body:
-        out.append(body)
-        body = int(model.body_parentid[body])
-    return out
-
-
-def _joints_of(model: mujoco.MjModel, body: int) -> list[int]:
-    first = int(model.body_jntadr[body])
-    return list(range(first, first + int(model.body_jntnum[body]))) if first >= 0 else []
-
-
-def _urdf_velocity(path: Path, joints: Sequence[str]) -> list[float] | None:
+def urdf_velocity(path: Path, joints: Sequence[str]) -> list[float] | None:
     """``<limit velocity>`` of each joint; infinite where there is none; None for an MJCF."""
     root = ET.parse(path).getroot()
     if root.tag != "robot":
@@ -297,36 +306,3 @@ def _urdf_velocity(path: Path, joints: Sequence[str]) -> list[float] | None:
     limits = {j.get("name"): j.find("limit") for j in root.iter("joint")}
     found = [limits.get(name) for name in joints]
     return [math.inf if limit is None else float(limit.get("velocity", "inf")) for limit in found]
-
-
-def _spheres(
-    model: mujoco.MjModel, ids: Sequence[int], frames: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every body on the arm's base, the link it moves with ``[K]`` (0: none), homogeneous centres in that link's
-    frame ``[4, K]`` and radii ``[K]``. Joints that are not of the chain stand at their reference and at both limits.
-    """
-    root = _ancestors(model, int(model.jnt_bodyid[ids[0]]))[-1]
-    others = [j for j in range(model.njnt) if j not in ids and model.jnt_limited[j]]
-    links, centres, radii = [], [], []
-    for end in (None, 0, 1):
-        data = mujoco.MjData(model)
-        for j in others if end is not None else ():
-            data.qpos[model.jnt_qposadr[j]] = model.jnt_range[j, end]
-        mujoco.mj_kinematics(model, data)
-        for body in range(1, model.nbody):
-            above = _ancestors(model, body)
-            mine = {j for b in above for j in _joints_of(model, b)}
-            if above[-1] != root or (end is not None and not mine.intersection(others)):
-                continue
-            link = sum(i in mine for i in ids)
-            for geom in shapes_of(model, body):
-                local, radius = cover_geom(model, geom)
-                world = local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
-                back = np.linalg.inv(frames[link])
-                centres.append(np.concatenate([world, np.ones((len(world), 1))], 1) @ back.T)
-                radii.append(radius)
-                links += [link] * len(radius)
-    if not links:
-        return np.zeros(0, np.intp), np.zeros((4, 0)), np.zeros(0)
-    order = np.argsort(links, kind="stable")
-    return np.array(links, np.intp)[order], np.concatenate(centres)[order].T.copy(), np.concatenate(radii)[order]

@@ -12,11 +12,6 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-os.environ["CYCLONEDDS_URI"] = """<CycloneDDS><Domain Id="any">
-<General><Interfaces><NetworkInterface name="lo" multicast="false"/></Interfaces><AllowMulticast>false</AllowMulticast>
-</General><Discovery><ParticipantIndex>auto</ParticipantIndex><MaxAutoParticipantIndex>60</MaxAutoParticipantIndex>
-<Peers><Peer Address="127.0.0.1"/></Peers></Discovery></Domain></CycloneDDS>"""
-
 from cyclonedds.core import InstanceState, Policy, Qos, ReadCondition, SampleState, ViewState, WaitSet
 from cyclonedds.domain import DomainParticipant
 from cyclonedds.idl import IdlStruct
@@ -27,6 +22,10 @@ from cyclonedds.sub import DataReader
 from cyclonedds.topic import Topic
 from robot_arm import Arm, Log
 
+LOCAL = """<CycloneDDS><Domain Id="any">
+<General><Interfaces><NetworkInterface name="lo" multicast="false"/></Interfaces><AllowMulticast>false</AllowMulticast>
+</General><Discovery><ParticipantIndex>auto</ParticipantIndex><MaxAutoParticipantIndex>60</MaxAutoParticipantIndex>
+<Peers><Peer Address="127.0.0.1"/></Peers></Discovery></Domain></CycloneDDS>"""
 SECOND = 1_000_000_000
 
 
@@ -149,6 +148,7 @@ def seconds(stamp):
 
 class Node:
     def __init__(self, domain):
+        os.environ.setdefault("CYCLONEDDS_URI", LOCAL)
         self.participant = DomainParticipant(domain)
         self.readers = []
         self.waitset = WaitSet(self.participant)

@@ -16,7 +16,29 @@ from typing import Any, TypeVar
 
 import pytest
 
-__all__ = ["NODES", "Driven", "Robot", "environment", "free_domain", "python_of", "ros_master", "running", "until"]
+__all__ = [
+    "NODES",
+    "Cable",
+    "Driven",
+    "Robot",
+    "environment",
+    "free_domain",
+    "python_of",
+    "ros_master",
+    "running",
+    "until",
+]
+    "NODES",
+    "Cable",
+    "Driven",
+    "Robot",
+    "environment",
+    "free_domain",
+    "python_of",
+    "ros_master",
+    "running",
+    "until",
+]
 
 NODES = Path(__file__).parent
 ROOT = NODES.parents[2]
@@ -72,11 +94,13 @@ def until(condition: Callable[[], Any], timeout_s: float = 20.0, what: str = "it
 class Robot:
     """One of the robots beside this file, in a process."""
 
-    def __init__(self, peer: str, log: Path, mode: str, topic: str, env: dict[str, str], *options: str) -> None:
+    def __init__(
+        self, peer: str, log: Path, mode: str, topic: str, env: dict[str, str], *options: str, host: str = ""
+    ) -> None:
         script = {"cyclone": "robot_cyclone.py", "rospy": "robot_rospy.py"}.get(peer, "robot_rclpy.py")
         self.log = log
         python = "/usr/bin/python3" if peer == "rospy" else python_of(peer)
-        command = [python, str(NODES / script), str(log), mode, topic, *options]
+        command = [*_on(host), python, str(NODES / script), str(log), mode, topic, *options]
         self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, text=True)
 
     def set(self, **values: Any) -> None:
@@ -102,9 +126,9 @@ class Robot:
 class Driven:
     """The whole bridge, in a process of whichever environment has the transport: ``bridge_driver.py``."""
 
-    def __init__(self, python: str, log: Path, env: dict[str, str], **settings: Any) -> None:
+    def __init__(self, python: str, log: Path, env: dict[str, str], *, host: str = "", **settings: Any) -> None:
         self.log = log
-        command = [python, str(NODES / "bridge_driver.py"), json.dumps({**settings, "log": str(log)})]
+        command = [*_on(host), python, str(NODES / "bridge_driver.py"), json.dumps({**settings, "log": str(log)})]
         self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
     def ask(self, request: str) -> None:
@@ -141,6 +165,43 @@ def read_log(path: Path, kind: str) -> list[dict[str, Any]]:
 
 def _whole(line: str) -> bool:
     return line.endswith("}")
+
+
+def _on(host: str) -> list[str]:
+    return ["ip", "netns", "exec", host] if host else []
+
+
+class Cable:
+    """Between two hosts, which are network namespaces of this machine."""
+
+    def __init__(self) -> None:
+        number = f"{os.getpid()}_{next(_count)}"
+        self.hosts = f"robot_{number}", f"bridge_{number}"
+        self.interfaces = "to_bridge", "to_robot"
+        try:
+            for host in self.hosts:
+                _ip("netns", "add", host)
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.remove()
+            pytest.skip(f"network namespaces cannot be made here: {error}")
+        a, b = self.interfaces
+        _ip("link", "add", a, "netns", self.hosts[0], "type", "veth", "peer", "name", b, "netns", self.hosts[1])
+        for i, (host, interface) in enumerate(zip(self.hosts, self.interfaces, strict=True)):
+            _ip("-n", host, "address", "add", f"10.77.0.{i + 1}/24", "dev", interface)
+            for name in ("lo", interface):
+                _ip("-n", host, "link", "set", name, "up", "multicast", "on")
+            _ip("-n", host, "route", "add", "224.0.0.0/4", "dev", interface)
+
+    def plug(self, state: bool) -> None:
+        _ip("-n", self.hosts[1], "link", "set", self.interfaces[1], "up" if state else "down")
+
+    def remove(self) -> None:
+        for host in self.hosts:
+            subprocess.run(["ip", "netns", "delete", host], capture_output=True, check=False)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
 @contextmanager

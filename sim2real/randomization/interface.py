@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from visuomotor.data.errors import ConfigError
 from visuomotor.envs.sim.events import Event
 from visuomotor.sim2real.randomization.actuation import ActionError, CommandDropout, ControlDelay, EncoderOffset
 from visuomotor.sim2real.randomization.config import TermConfig
@@ -90,6 +91,11 @@ FAULT_CONFIGS: dict[str, type[TermConfig]] = {
 """Settings of each fault of cameras."""
 
 
+def _without_names(config: TermConfig, term: str) -> None:
+    if config.names:
+        raise ConfigError(f"{term}: names={config.names}; expected none: it is of whole commands")
+
+
 def _how(config: TermConfig) -> Drawing:
     return Drawing(spread=config.spread(), shared=config.shared, optional=config.optional, when=config.when)
 
@@ -121,11 +127,13 @@ def action_error(kind: str, config: TermConfig) -> Event:
 
 def control_delay(config: AddedConfig, *, jitter: bool) -> Event:
     """:class:`~visuomotor.sim2real.randomization.actuation.ControlDelay`."""
+    _without_names(config, "control_jitter" if jitter else "control_delay")
     return ControlDelay(_how(config), jitter=jitter)
 
 
 def command_dropout(config: AddedConfig) -> Event:
     """:class:`~visuomotor.sim2real.randomization.actuation.CommandDropout`."""
+    _without_names(config, "command_dropout")
     return CommandDropout(_how(config))
 
 

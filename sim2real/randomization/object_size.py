@@ -43,7 +43,6 @@ class ObjectSize(Event):
         density: the mass grows with the volume; otherwise it stays.
         shared: the same factor for all bodies of a world.
         optional: names may match nothing.
-        when: ``startup`` or ``reset``.
 
     Raises:
         ConfigError: another operation, a range that reaches 0, or a body with a mesh.
@@ -53,14 +52,14 @@ class ObjectSize(Event):
 
     def __init__(
         self, names: Sequence[str], spread: Spread, *, density: bool = True, shared: bool = False,
-        optional: bool = False, when: str = "reset",
+        optional: bool = False,
     ) -> None:  # fmt: skip
         if spread.operation != "*" or spread.smallest <= 0:
             raise ConfigError(
                 f"object_size: {spread.operation}{spread.smallest:g}; expected the operation '*' and factors above 0"
             )
         self.names, self.spread, self.density = listed(names, "object_size"), spread, density
-        self.shared, self.optional, self.when = shared, optional, when
+        self.shared, self.optional = shared, optional
         self.source: Source = spread
 
     def bind(self, world: World) -> None:

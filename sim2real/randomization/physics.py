@@ -114,9 +114,8 @@ def pseudo_inertia(config: PseudoInertiaConfig) -> Event:
 def object_size(config: ObjectSizeConfig) -> Event:
     """:class:`~visuomotor.sim2real.randomization.object_size.ObjectSize`."""
     return ObjectSize(
-        config.names, config.spread(), density=config.density, shared=config.shared, optional=config.optional,
-        when=config.when,
-    )  # fmt: skip
+        config.names, config.spread(), density=config.density, shared=config.shared, optional=config.optional
+    )
 
 
 def shape(config: ShapeConfig) -> Event:

@@ -13,6 +13,7 @@ import torch
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.transforms.textures import cell_counts, load_textures, noise_textures
 from visuomotor.envs.sim.events import Event
+from visuomotor.envs.sim.naming import labels, matching
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.spread import Source, Spread
@@ -25,7 +26,12 @@ __all__ = ["Backdrop", "BackdropConfig", "Distractors", "DistractorsConfig", "Te
 _RGB = mujoco.mjtTextureRole.mjTEXROLE_RGB.value
 _SHAPES = (mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER,
            mujoco.mjtGeom.mjGEOM_CAPSULE)  # fmt: skip
-_DOWN = ((2,), (0,), (1,), (0, 1))  # components of geom_size that add up to how far each reaches down
+_DOWN = (
+    slice(2, 3),
+    slice(0, 1),
+    slice(1, 2),
+    slice(0, 2),
+)  # components of geom_size that add up to how far each reaches down
 _GONE = -20.0  # height of what is not there [m]
 
 
@@ -72,7 +78,8 @@ class DistractorsConfig(TermConfig):
         share: of them that are there, on average.
         area: where they stand: x from, to, y from, to [m].
         size: half their width, smallest and largest [m].
-        keep: distance that their middle keeps from the middles of ``names`` (bodies), where there is room [m].
+        keep: those that come nearer than this to the middle of one of ``names`` (bodies on a free joint) are not there
+            [m].
     """
 
     operation: str = "="
@@ -246,7 +253,8 @@ class Distractors(Event):
         self._rgb = Written(sim, "geom_rgba", slice(0, 3), geoms)
         self._mocap = torch.tensor([int(m.body_mocapid[find(m, "body", n)]) for n in self._names], device=sim.device)
         self._pos, self._quat = sim.field("mocap_pos"), sim.field("mocap_quat")
-        self._others = [world.free_body(n) for n in self.config.names]
+        others = matching(m, "body", self.config.names, optional=self.config.optional)
+        self._others = [world.free_body(labels(m, "body")[i]) for i in others]
 
     def written(self) -> list[Written]:
         return [self._size, self._rgb]
@@ -261,8 +269,7 @@ class Distractors(Event):
         for body in self._others:
             near = (torch.stack([x, y], -1) - worlds.take(body.pos())[:, None, :2]).norm(dim=-1) < c.keep
             there = there & ~near
-        own = [_DOWN[i % len(_SHAPES)] for i in range(n)]
-        down = torch.stack([sum(size[:, i, k] for k in parts) for i, parts in enumerate(own)], -1)
+        down = torch.stack([size[:, i, _DOWN[i % len(_SHAPES)]].sum(-1) for i in range(n)], -1)
         height = torch.where(there, down, _GONE)
         turn = draws.uniform((n,), -math.pi, math.pi) / 2
         zero = torch.zeros_like(turn)

@@ -106,7 +106,7 @@ class Shape(Event):
             return
         bodies, shapes, _ = self._unit.shape
         choice = self.source.draw(draws, (bodies,), worlds).long()  # [n, bodies]
-        there = torch.nn.functional.one_hot(choice, shapes).bool()  # [n, bodies, shapes]
+        there = choice[..., None] == torch.arange(shapes, device=choice.device)  # [n, bodies, shapes]
         seen = there.flatten(1)
         self._size.put(worlds, self._size.base(worlds) * torch.where(seen, 1.0, _HIDDEN)[..., None])
         self._alpha.put(worlds, self._alpha.base(worlds) * seen)

@@ -106,14 +106,14 @@ def test_derived_constants_are_those_of_a_compiled_model(engine: str, tolerance:
     field, part = QUANTITIES[quantity].main
     things = labels_of(world.sim.model, QUANTITIES[quantity].kind)
     live = world.sim.model_field(field)
-    live = (live if part is None else live[..., part]).numpy()
+    values = (live if part is None else live[..., part]).numpy()
     for i in range(N):
         scene = mujoco.MjSpec.from_string(XML)
         if quantity == "center_of_mass":
             scene.body("cube").simple = False
         for name in names:
             thing = next(t for t in getattr(scene, kind) if t.name == name)
-            write(thing, live[i, things.index(name)])
+            write(thing, values[i, things.index(name)])
         compiled = scene.compile()
         for name in DERIVED:
             theirs = getattr(compiled, name)

@@ -120,7 +120,7 @@ def test_dropouts_hold_the_last_value_that_came() -> None:
     assert float(np.mean(shares)) == pytest.approx(0.3, abs=0.03)
 
 
-EVERYTHING = [
+EVERYTHING: list[tuple[str, dict[str, Any]]] = [
     ("observation_noise", {"names": ["state"], "high": 0.1}),
     ("observation_drift", {"names": ["state"], "high": 0.1}),
     ("observation_delay", {"names": ["state"], "high": 0.1}),
@@ -294,6 +294,9 @@ def test_wrong_estimates_of_poses_are_poses() -> None:
         (term("observation_bias", names=["joint_pos"], operation="*"), r"operation '\*'; expected '\+'"),
         (term("observation_dropout", names=["joint_pos"], high=2.0), "a probability up to 2"),
         (term("command_dropout", high=2.0), "a probability up to 2"),
+        (term("control_delay", names=["slide"]), "expected none: it is of whole commands"),
+        (term("object_size", names=["cube"], when="startup"), "when=startup: this term acts at reset"),
+        (term("distractors", names=["cub"]), "no body 'cub'.*cube"),
         (term("action_noise", names=["joint9"]), "no component of the action is 'joint9'"),
         (term("encoder_offset", names=["robot/joint9"]), "no joint 'robot/joint9'"),
         (term("encoder_offset", names=["cube"]), "free or a ball"),

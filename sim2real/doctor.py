@@ -112,7 +112,9 @@ def _rate_of(robot: RobotConfig, key: str) -> float | None:
 
 
 def _max_age_of(robot: RobotConfig, key: str) -> float:
-    return robot.state.max_age_s if key == "state" else {**robot.cameras, **robot.values}[key].max_age_s
+    if key in robot.cameras:
+        return robot.cameras[key].max_age_s
+    return robot.values[key].max_age_s if key in robot.values else robot.state.max_age_s
 
 
 def _stream(

@@ -95,7 +95,7 @@ class Board:
         pixels, ids, _, _ = self._detector.detectBoard(grey)
         if ids is None or len(ids) < _LEAST_CORNERS:
             return None
-        points = self._board.getChessboardCorners()[np.asarray(ids).reshape(-1)]
+        points = np.asarray(self._board.getChessboardCorners())[np.asarray(ids).reshape(-1)]
         spread = np.linalg.svd(points - points.mean(0), compute_uv=False)
         if spread[1] < self.config.square:  # nearly on a line: no pose can be told from them
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from visuomotor.data.errors import ConfigError, DataError, UserError, nearest
 from visuomotor.sim2real.calibration.delay import Chirp, Delay, delay_between, fitting_amplitude
 from visuomotor.sim2real.kinematics import Kinematics
-from visuomotor.sim2real.messages import JointState
+from visuomotor.sim2real.messages import JointState, Message
 from visuomotor.sim2real.robots.config import RobotConfig
 from visuomotor.sim2real.robots.topics import camera_message
 from visuomotor.sim2real.runtime.images import pixels
@@ -75,9 +76,9 @@ class LatencyProbe:
         for key in cameras:
             if key not in robot.cameras:
                 raise ConfigError(f"the robot has no camera {key!r}. {nearest(key, robot.cameras)}")
-            box = self._frames[key] = []
+            self._frames[key] = []
             stream = robot.cameras[key]
-            transport.subscribe(stream.topic, camera_message(stream), lambda m, t, box=box: box.append((m, t)))
+            transport.subscribe(stream.topic, camera_message(stream), partial(self._take_frame, key))
 
     def measure(self, joint: str, chirp: Chirp) -> Latencies:
         """Move ``joint`` by the chirp, or as much of it as the limits allow, and work the delays out.
@@ -109,6 +110,9 @@ class LatencyProbe:
     def _take_state(self, message: JointState, received_ns: int) -> None:
         if set(self._robot.joints) <= set(message.name):
             self._states.append((message, received_ns))
+
+    def _take_frame(self, key: str, message: Message, received_ns: int) -> None:
+        self._frames[key].append((message, received_ns))
 
     def _first_state(self) -> np.ndarray:
         """Positions ``[n]`` now."""

@@ -48,7 +48,7 @@ class Controller(ABC):
 class ForwardPosition(Controller):
     """ros2_control's forward_command_controller for positions: no limits, no interpolation, the last one is held."""
 
-    message = FloatArray
+    message: type[Message] = FloatArray
 
     def receive(self, message: Message, now_ns: int, stamp_ns: int, position: np.ndarray, velocity: np.ndarray) -> str:
         assert isinstance(message, FloatArray)

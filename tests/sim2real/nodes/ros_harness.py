@@ -28,17 +28,6 @@ __all__ = [
     "running",
     "until",
 ]
-    "NODES",
-    "Cable",
-    "Driven",
-    "Robot",
-    "environment",
-    "free_domain",
-    "python_of",
-    "ros_master",
-    "running",
-    "until",
-]
 
 NODES = Path(__file__).parent
 ROOT = NODES.parents[2]

@@ -37,6 +37,10 @@ def ask(page, method="GET", path="", token=None, body=None, **headers):
     return out
 
 
+def decoded(data):
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+
+
 def post(page, request, **headers):
     body = json.dumps({"request": request}).encode() if isinstance(request, str) else request
     origin = f"http://127.0.0.1:{page.port}"
@@ -59,7 +63,7 @@ def test_the_status_is_json_whatever_the_numbers(page, board):
 def test_cameras_are_jpeg_in_the_right_colours(page, board):
     status, headers, body = ask(page, path="camera/0?17")
     assert (status, headers["Content-Type"]) == (200, "image/jpeg")
-    picture = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    picture = decoded(body)[..., ::-1]
     assert np.abs(picture[110:, 20:40].astype(int) - board.picture[110:, 20:40]).max() < 20
     for other in ("camera/2", "camera/999", "camera/-1", "camera/0/..", "camera/front"):
         assert ask(page, path=other)[0] == 404
@@ -69,7 +73,7 @@ def test_a_large_picture_is_thinned_and_made_once(board):
     board.picture = np.zeros((1080, 1920, 3), np.uint8)
     snapshots = Snapshots(board, clock=lambda: 5.0)
     first = snapshots.picture(0)
-    assert cv2.imdecode(np.frombuffer(first, np.uint8), 1).shape == (360, 640, 3)
+    assert decoded(first).shape == (360, 640, 3)
     assert snapshots.picture(0) is first
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_a_folder_is_a_bag_that_rosbags_reads(tmp_path):
         # on the clock of the machine that recorded, when they came: 2 ms after they were sent
         assert times[-1] == bus.epoch_ns + SECOND + 2_000_000
         for connection, _, data in reader.messages():
-            message = store.deserialize_cdr(data, connection.msgtype)
+            message: Any = store.deserialize_cdr(data, connection.msgtype)
             if connection.topic == "/joint_states":
                 assert data == encode(STATE)
                 assert (message.header.stamp.sec, message.header.stamp.nanosec) == (5, 7)
@@ -188,7 +189,9 @@ def test_it_ends_with_its_parent_and_leaves_a_whole_bag(tmp_path, dds):
     wait_for(lambda: not _alive(child))
     robot.close()
     with (tmp_path / "a.mcap").open("rb") as file:
-        assert make_reader(file).get_summary().statistics.message_count >= 5
+        assert len(list(make_reader(file).iter_messages())) >= 5
+        file.seek(0)
+        assert make_reader(file).get_summary() is not None  # it has its index
 
 
 def _alive(pid):

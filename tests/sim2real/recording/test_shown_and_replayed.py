@@ -63,6 +63,7 @@ def show(where, **settings):
     setup = record_setup(RecordConfig(store=str(where), task="wave", **settings), config)
     arm, _ = describe_arm(config)
     policy = setup.policy
+    assert policy is not None
     tape = EpisodeTape(where, policy.spec, policy.fps, JOINTS, check_policy(policy, arm)[1], gripper=False, task="wave")
     stage = Stage(setup, listeners=[tape])
     begin = stage.arm.q.copy()
@@ -198,13 +199,16 @@ def test_a_motion_is_given_out_once_an_episode():
 def test_what_a_real_preset_records(tmp_path, action):
     config = load_robot("ur5e", ["teleop_topic=/leader", "cameras.front.topic=/camera/image_raw"])
     setup = record_setup(RecordConfig(store=str(tmp_path / "a.zarr"), action=action, picture=[96, 128]), config)
-    spec = setup.policy.spec
+    policy = setup.policy
+    assert policy is not None
+    assert policy.spec.action.names is not None
+    spec, names = policy.spec, policy.spec.action.names
     assert set(spec.obs) == {"joint_pos", "joint_vel", "tcp_pos", "tcp_rot6d", "gripper", "front"}
     assert spec.obs["front"].shape == (96, 128, 3)
-    assert spec.action.names[-1] == "gripper"
-    assert not setup.policy.acts
+    assert names[-1] == "gripper"
+    assert not policy.acts
     arm, _ = describe_arm(config)
-    actions = check_policy(setup.policy, arm)[1]
+    actions = check_policy(policy, arm)[1]
     q0 = np.array([0.1, -1.4, 1.5, -1.6, -1.5, 0.2])
     q1 = q0 + np.array([0.01, -0.02, 0.015, 0.0, 0.01, -0.01])
     a = actions.inverse(q0, q1, 0.25)

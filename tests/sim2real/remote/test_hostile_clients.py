@@ -23,6 +23,12 @@ def open_raw(url, **kwargs):
     return connect(url, compression=None, proxy=None, open_timeout=10, **kwargs)
 
 
+def closing(closed):
+    """Code and reason of the server."""
+    assert closed.rcvd is not None
+    return closed.rcvd.code, closed.rcvd.reason
+
+
 def cut_off(url, *messages):
     """Send raw messages after a hello; the code and the reason that the server closes with."""
     with open_raw(url, max_size=None) as ws:
@@ -32,7 +38,7 @@ def cut_off(url, *messages):
             ws.send(message)
         with pytest.raises(ConnectionClosed) as closed:
             ws.recv(10)
-        return closed.value.rcvd.code, closed.value.rcvd.reason
+        return closing(closed.value)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,7 @@ def test_who_says_nothing_or_something_else_first_is_cut_off(source, start, monk
                 ws.send(message)
             with pytest.raises(ConnectionClosed) as closed:
                 ws.recv(10)
-        assert reason in closed.value.rcvd.reason
+        assert reason in closing(closed.value)[1]
 
 
 def test_random_and_damaged_messages_leave_the_server_alive(source, start, dial, ask, spec):
@@ -78,7 +84,7 @@ def test_random_and_damaged_messages_leave_the_server_alive(source, start, dial,
         try:
             return decode(ws.recv(10))["kind"]  # damaged where it does not matter: an answer
         except ConnectionClosed as closed:
-            return closed.rcvd.code
+            return closing(closed)[0]
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.data())

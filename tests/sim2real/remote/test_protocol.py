@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -144,7 +145,8 @@ def test_another_specification_is_refused_by_name(spec):
     for text, other in others.items():
         with pytest.raises(CheckpointError, match=text):
             check_same_spec(other, mine, me="the robot", other="the server")
-    for nothing in (None, [], "spec", {"obs": 3}):
+    none: tuple[Any, ...] = (None, [], "spec", {"obs": 3})
+    for nothing in none:
         with pytest.raises(CheckpointError):
             check_same_spec(spec, nothing, me="a", other="b")
 

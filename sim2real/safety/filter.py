@@ -102,7 +102,7 @@ class SafetyFilter:
         self._refused = 0
         if self._contact is not None:
             self._contact.tank.refill()
-        self.rearm()
+        self._rearm()
 
     @property
     def at_rest(self) -> bool:
@@ -138,7 +138,7 @@ class SafetyFilter:
         if target is None:
             self._refused = 0
             if self.at_rest:
-                self.rearm()
+                self._rearm()
         elif goal is None:
             self._refuse(events)
         elif not slow:
@@ -221,8 +221,8 @@ class SafetyFilter:
             limit = self.config.reject_fault_s
             _note(events, "refused", f"targets have been refused for {waited:.2f} s; limit {limit:g} s", fatal=True)
 
-    def rearm(self) -> None:
-        """The next target is a first one, and the velocity grows from its ramp again: when somebody else takes over."""
+    def _rearm(self) -> None:
+        """The next target is a first one, and the velocity grows from its ramp again."""
         self._first, self._good = True, 0
         self._share = self.config.ramp_share
         ticks = self.config.ramp_in_s / self.dt_s
@@ -335,8 +335,8 @@ class SafetyFilter:
         self._ticks += 1
         fresh = tuple(event for event in events.values() if self._is_new(event))
         self._said.update(dict.fromkeys(events, self._ticks))
-        table = np.array(self._now)
-        return Filtered(table[:, 0], table[:, 1], table[:, 2], fresh, following)
+        position, velocity, acceleration = np.array(tuple(zip(*self._now, strict=True)))
+        return Filtered(position, velocity, acceleration, fresh, following)
 
     def _is_new(self, event: SafetyEvent) -> bool:
         quiet = 1.0 if event.fatal else _SAY_AGAIN_S / self.dt_s

@@ -12,7 +12,7 @@ ARGS ?=
 DEMOS ?= runs/demos/lift.zarr
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-pusht test lint clean check-data no-data
+.PHONY: help install demo demo-pusht test ros-test lint clean check-data no-data
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,10 @@ demo-pusht: check-data $(STAMP)  ## the same from the human Push-T demonstration
 
 test: $(STAMP)  ## run the tests: make test [ARGS='tests/data -k store']
 	@$(BIN)/pytest $(ARGS)
+
+ros-test: $(STAMP)  ## the bridge on real ROS 1 and ROS 2, which this installs in .ros (1.1 GB) and by apt [ARGS='-k kilted']
+	@PYTHON=$(BIN)/python REQUIRE_ROS=1 scripts/make_ros_venvs.sh
+	@REQUIRE_ROS=1 $(BIN)/pytest -m 'ros or slow' tests/sim2real/transports tests/sim2real/test_faults_middleware.py $(ARGS)
 
 lint: $(STAMP)  ## style, format and types
 	@$(BIN)/ruff check .

@@ -7,11 +7,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from robot_arm import UR_JOINTS
+from contract import positions, trajectory
+from robot_arm import UR_JOINTS, Arm, Log
 from ros_harness import NODES, Robot, environment, free_domain, python_of, ros_master, running, until
 
+from visuomotor.sim2real.messages import FloatArray, JointState, JointTrajectory
+from visuomotor.sim2real.transports.base import COMMAND
 from visuomotor.sim2real.transports.definitions import type_hash
+from visuomotor.sim2real.transports.inproc import Bus
 
 FEW = "JointState,Image,CompressedImage,Bool,Float64MultiArray,String,JointTrajectory"
 MORE = f"{FEW},PoseStamped,TwistStamped,WrenchStamped"
@@ -114,3 +119,47 @@ def test_ros_1(mode: str, tmp_path: Path) -> None:
     with ros_master() as variables:
         bridge, robot = run("rospy", "rospy", mode, tmp_path / "robot.jsonl", **variables)
     check(bridge, robot, mode, "rospy")
+
+
+@MODES
+def test_inproc(mode: str, tmp_path: Path) -> None:
+    bus, states = Bus(latency_ns=1_000_000), list[JointState]()
+    arm = Arm(Log(tmp_path / "robot.jsonl"), clock=lambda: bus.now_ns * 1e-9)
+    robot, bridge = bus.node("robot"), bus.node("bridge")
+    topic, _ = TOPICS[mode]
+    kind = FloatArray if mode == "forward_position" else JointTrajectory
+    robot.subscribe(topic, kind, lambda m, _: take(arm, m, bus), COMMAND)
+    publisher = robot.advertise("/joint_states", JointState)
+    bridge.subscribe("/joint_states", JointState, lambda m, t: states.append(m))
+    out, sent = bridge.advertise(topic, kind), []
+    for tick in range(400):
+        bus.advance(4_000_000)
+        arm.step(0.004)
+        names, values = arm.state()
+        publisher.publish(JointState(stamp_ns=robot.stamp_ns(), name=tuple(names), position=np.array(values)))
+        if tick < 250 and tick % 5 == 0:
+            message = trajectory(tick // 5) if mode == "joint_trajectory" else FloatArray(data=positions(tick // 5))
+            out.publish(message)
+            sent.append(message)
+    if mode == "joint_trajectory":
+        out.publish(trajectory(0, last_velocity=0.1))
+    bus.advance(10_000_000)
+    log = [json.loads(line) for line in (tmp_path / "robot.jsonl").read_text().splitlines()]
+    last = dict(zip(states[-1].name, states[-1].position, strict=True))
+    assert len(states) == 400
+    if mode == "forward_position":
+        assert [r["data"] for r in log if r["kind"] == "forward"] == [m.data.tolist() for m in sent]
+        end = dict(zip(UR_JOINTS, sent[-1].data, strict=True))
+    else:
+        refused = [r["refused"] for r in log if r["kind"] == "trajectory"]
+        assert refused == [""] * len(sent) + ["last velocity"]
+        end = dict(zip(sent[-1].joint_names, sent[-1].points[-1].positions, strict=True))
+    assert all(abs(last[name] - q) < 1e-6 for name, q in end.items())
+
+
+def take(arm: Any, message: Any, bus: Bus) -> None:
+    if isinstance(message, FloatArray):
+        arm.forward(message.data.tolist())
+    else:
+        points = [(p.time_from_start_ns * 1e-9, p.positions.tolist(), p.velocities.tolist()) for p in message.points]
+        arm.follow(message.stamp_ns * 1e-9, message.joint_names, points, bus.now_ns * 1e-9)

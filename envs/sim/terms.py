@@ -109,10 +109,9 @@ class ModelTerm(Event):
             where = namespace(base).where
             factor = where(base != 0, new / where(base != 0, base, 1.0), 1.0)  # where that is 0, it stays
             wider = isinstance(other.part, slice) and not isinstance(main.part, slice)
-            other.put(worlds, tensor(words(other.base(worlds)) * (factor[..., None] if wider else factor)))
-        value = tensor(new)
-        value = value if q.stored is None else q.stored(value)
-        main.put(worlds, value if q.clamp is None else value.clamp(*q.clamp))
+            other.put(worlds, words(other.base(worlds)) * (factor[..., None] if wider else factor))
+        new = new if q.stored is None else q.stored(tensor(new))
+        main.put(worlds, new if q.clamp is None else new.clip(*q.clamp))
 
     def _refuse(self, nominal: Tensor) -> None:
         """Values out of bounds; where a product is taken with 0, nothing changes."""

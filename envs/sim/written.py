@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from visuomotor.data.errors import ConfigError
+from visuomotor.envs.sim.arrays import Words, tensor, words
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.simulator import Simulator
 
@@ -42,6 +44,7 @@ class Written:
         self._live = live if part is None else live[..., part]
         self.nominal = self._of(sim.nominal(field)[None])[0]
         self._covered: Tensor | None = None
+        self._columns = None if index is None else words(index)
 
     def base(self, worlds: Selection) -> Tensor:
         """What a term acts on: ``[things, columns...]`` for all worlds, or ``[n, things, columns...]``."""
@@ -50,9 +53,12 @@ class Written:
         live = worlds.take(self._live)
         return torch.where(self._covered, live if self.index is None else live[:, self.index], self.nominal)
 
-    def put(self, worlds: Selection, value: Tensor) -> None:
-        """Write ``[n, things, columns...]``."""
-        worlds.put(self._live, value, self.index)
+    def put(self, worlds: Selection, value: Words) -> None:
+        """Write ``[n, things, columns...]``, a tensor or an array of numpy."""
+        if isinstance(value, np.ndarray) and worlds.ids is not None and self._columns is not None:
+            words(self._live)[words(worlds.ids)[:, None], self._columns] = value  # many calls less, for a few worlds
+        else:
+            worlds.put(self._live, tensor(value), self.index)
 
     def cells(self, sim: Simulator) -> Tensor:
         """Which numbers of the field are set: bool of the field's shape."""

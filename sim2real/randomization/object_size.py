@@ -97,7 +97,7 @@ class ObjectSize(Event):
         for field, of_geoms, power in self._fields:
             scale = (factor[:, owner] if of_geoms else factor) ** power
             base = words(field.base(worlds))
-            field.put(worlds, tensor(base * (scale if field.part is None else scale[..., None])))
+            field.put(worlds, base * (scale if field.part is None else scale[..., None]))
         for body, adr, hull in self._lifted:
             pose = words(worlds.take(self._qpos[:, adr : adr + 7]))
             heights = (quat_to_matrix(pose[:, 3:])[:, None, 2] * words(hull)).sum(-1)  # of the corners [n, k]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from visuomotor.data.errors import ConfigError, nearest
 from visuomotor.data.rotations import matrix_to_quat, quat_multiply, quat_to_matrix
-from visuomotor.envs.sim.arrays import tensor, words
+from visuomotor.envs.sim.arrays import words
 from visuomotor.envs.sim.events import Event
 from visuomotor.envs.sim.naming import labels, listed, matching, spec_bodies
 from visuomotor.envs.sim.random import Draws
@@ -60,17 +60,22 @@ def perturbed(mass: Array, inertia: Array, theta: Array) -> tuple[Array, Array, 
     rows = [e1, s12, s13, zero, e2, s23, zero, zero, e3]
     a = xp.reshape(xp.stack(rows, axis=-1), (*scale.shape, 3, 3)) * radius[..., None]
     mass = mass * xp.exp(2.0 * scale)
-    spread, axes = principal_axes(a @ xp.matrix_transpose(a))  # a plane or a rod keeps its zeros
+    spread, turn = principal_axes(a @ xp.matrix_transpose(a))  # a plane or a rod keeps its zeros
     second = mass[..., None] * xp.where(spread > 0, spread, xp.zeros_like(spread))
-    return mass, radius * shift, matrix_to_quat(axes), xp.sum(second, axis=-1)[..., None] - second
+    return mass, radius * shift, turn, xp.sum(second, axis=-1)[..., None] - second
 
 
 def principal_axes(c: Array) -> tuple[Array, Array]:
-    """Eigenvalues ``[..., 3]`` and eigenvectors (columns of a rotation matrix) of symmetric ``c [..., 3, 3]``."""
-    if isinstance(c, np.ndarray):
-        values, axes = np.linalg.eigh(c)
-        return values, axes * np.sign(np.linalg.det(axes))[..., None, None]  # a rotation
-    return _jacobi(c)  # eigh would make the host wait for the device, to ask whether it converged
+    """Eigenvalues ``[..., 3]`` of symmetric ``c [..., 3, 3]``, and the turn ``q_wxyz [..., 4]`` to the eigenvectors."""
+    if not isinstance(c, np.ndarray):
+        values, axes = _jacobi(c)  # eigh would make the host wait for the device, to ask whether it converged
+        return values, matrix_to_quat(axes)
+    flat = c.reshape(-1, 9).astype(np.float64)
+    values, quats, axes = np.empty((len(flat), 3)), np.empty((len(flat), 4)), np.empty(9)
+    for matrix, value, quat in zip(flat, values, quats, strict=True):
+        mujoco.mju_eig3(value, axes, quat, matrix)
+    shape = c.shape[:-2]
+    return values.reshape(*shape, 3).astype(c.dtype), quats.reshape(*shape, 4).astype(c.dtype)
 
 
 def _jacobi(c: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,4 +157,4 @@ class PseudoInertia(Event):
         new = (new_mass, new_inertia, moved, turned)
         for field, before, after in zip(self._fields, old, new, strict=True):
             kept = still if before is mass else still[..., None]
-            field.put(worlds, tensor(xp.where(kept, before, after)))
+            field.put(worlds, xp.where(kept, before, after))

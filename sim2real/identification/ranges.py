@@ -37,7 +37,7 @@ def randomization(
     for block in unknowns.blocks:
         found = [by_name[n] for n in block.names]
         if block.quantity in _CENTRED:
-            terms |= _about(block, found, prefix)
+            terms |= _about(block, found, robot, prefix)
         elif block.quantity == "actuator_delay":
             names = [prefix + a for a in robot.actuators]
             terms["actuator_delay"] = {"names": names, "shared": True, **_range("=", found[0].low, found[0].high)}
@@ -51,16 +51,25 @@ def randomization(
     return terms
 
 
-def _about(block: Block, found: list[Estimate], prefix: str) -> dict[str, dict[str, Any]]:
+def _about(block: Block, found: list[Estimate], robot: RobotModel, prefix: str) -> dict[str, dict[str, Any]]:
+    """Of a centre of mass, or of all of a body's inertia: one width for all of its numbers, the largest."""
     names = [prefix + block.thing]
-    centre = found if block.quantity == "center_of_mass" else found[1:4]
-    reach = 2 * max(e.std for e in centre)
-    key = re.sub(r"\W", "_", block.thing)
-    terms = {f"center_of_mass_{key}": {"term": "center_of_mass", "names": names, **_range("+", -reach, reach)}}
-    if block.quantity == "inertia":
-        low, high = (x / found[0].value for x in (found[0].low, found[0].high))
-        terms[f"mass_{key}"] = {"term": "mass", "names": names, **_range("*", low, high)}
-    return terms
+    if block.quantity == "center_of_mass":
+        reach = 2 * max(e.std for e in found)
+        return {_key(block): {"term": "center_of_mass", "names": names, **_range("+", -reach, reach)}}
+    shares = [
+        0.5 * found[0].std / found[0].value
+    ]  # the term's mass changes by exp(2 x), its centre in radii of gyration
+    shares += [e.std / _gyration(robot, block.thing) for e in found[1:4]]
+    shares += [e.std / (e.value if log else 1.0) for e, log in zip(found[4:], block.log[4:], strict=True)]
+    return {_key(block): {"term": "pseudo_inertia", "names": names, **_range("+", -2 * max(shares), 2 * max(shares))}}
+
+
+def _gyration(robot: RobotModel, body: str) -> float:
+    """Radius of gyration of a body, the root mean square over its axes [m]."""
+    m = robot.spec().compile()
+    i = m.body(body).id
+    return float(np.sqrt(m.body_inertia[i].sum() / 2 / 3 / m.body_mass[i]))
 
 
 def _key(block: Block) -> str:

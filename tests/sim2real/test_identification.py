@@ -106,7 +106,7 @@ def test_what_the_motion_does_not_show_is_flagged_on_a_ur5e() -> None:
 
 
 def test_the_command_writes_what_the_other_commands_take(tmp_path: Path) -> None:
-    fit = ["friction_loss:joint5", "friction_loss:joint6", "actuator_delay", "center_of_mass:hand"]
+    fit = ["friction_loss:joint5", "friction_loss:joint6", "actuator_delay", "center_of_mass:hand", "inertia:link6"]
     recording = real_arm("panda", fit, PANDA, ExcitationConfig(duration=4, episodes=2))
     store = tmp_path / "real.zarr"
     names = tuple(f"left_{j}" for j in recording.joints)  # as a driver with a prefix calls them

@@ -335,7 +335,7 @@ class Bridge:
         self._shown_ns = now_ns
         p = self.parts
         status = status_of(p.observer, p.robot.joints, now_ns)
-        status.state, status.fault = self.state, p.supervisor.fault
+        status.state, status.fault, status.waiting = self.state, p.supervisor.fault, list(p.supervisor.waiting)
         status.time_s = (now_ns - self._began_ns) * 1e-9
         status.commanded = [] if self._motion is None else self._motion.position.tolist()
         if self.state is State.RUN and p.scheduler is not None:

@@ -46,6 +46,7 @@ class Chunk:
     Attributes:
         observed_ns: when the newest observation it was made from was true [ns, the bridge's monotonic clock].
         first_ns: when its first action is meant to be reached.
+        late_ns: so much later an action may still be taken up: commands that are held for a step are not over then.
         dt_ns: between two actions.
         actions: float64 ``[H, Da]`` in the policy's raw units.
         sequence: counts up by one with every chunk.
@@ -58,6 +59,7 @@ class Chunk:
     actions: np.ndarray
     sequence: int
     episode: int = 0
+    late_ns: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,7 @@ class Status:
     Attributes:
         state: one of :class:`State`.
         fault: what happened, with numbers; empty in other states than FAULT.
+        waiting: in IDLE and READY: what is missing before anything can begin.
         time_s: since the bridge started.
         joints: names, in the order of the arrays below.
         measured, commanded: positions [rad or m].
@@ -143,6 +146,7 @@ class Status:
 
     state: str = State.IDLE
     fault: str = ""
+    waiting: list[str] = field(default_factory=list)
     time_s: float = 0.0
     joints: list[str] = field(default_factory=list)
     measured: list[float] = field(default_factory=list)

@@ -62,6 +62,8 @@ def test_it_shows_what_is_on_the_board(opened, board):
     opened.until("document.getElementById('state').textContent === 'fault'")
     assert "0.312 s old" in opened.evaluate("document.getElementById('fault').textContent")
     shot(opened, "fault")
+    board.changes = {"state": State.IDLE, "waiting": ["/front/image_raw: no message yet"]}
+    opened.until("document.getElementById('waiting').textContent === 'waiting: /front/image_raw: no message yet'")
     assert opened.failures == []
 
 

@@ -72,8 +72,8 @@ def check_steps(robot: Robot, bridge: Driven, rate_hz: float = 125.0) -> int:
         assert np.abs(v).max(initial=0) <= VELOCITY * (1 + 1e-6)
         assert np.abs(a).max(initial=0) <= ACCELERATION * (1 + 1e-6)
         assert np.abs(np.diff(a, axis=0) / dt).max(initial=0) <= JERK * (1 + 1e-4)
-    for i in begins:
-        assert np.abs(q[i] - q[i - 1]).max() < 1e-3
+    for begin in begins:
+        assert np.abs(q[begin] - q[begin - 1]).max() < 1e-3
     assert np.abs(q).max() <= 3.0
     return len(got)
 
@@ -97,7 +97,7 @@ def wait_until_fast(robot: Robot, speed: float = 0.5) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("transport", "peer"), MIDDLEWARE)
 def test_ten_thousand_commands_of_an_adversary(transport: str, peer: str, tmp_path: Path) -> None:
-    settings = {"policy": "adversary", "commands": 10_000, "rate_hz": 500.0}
+    settings: dict[str, Any] = {"policy": "adversary", "commands": 10_000, "rate_hz": 500.0}
     with deployed(tmp_path, transport=transport, peer=peer, **settings) as (robot, bridge):
         assert bridge.process.wait(200) == 0
         time.sleep(0.5)

@@ -73,12 +73,14 @@ class Moving:
 
     def __init__(self, policy: PolicySpec) -> None:
         self.spec, self._began = policy, 0.0
+        assert policy.fps is not None
+        self._times = np.arange(HORIZON) / policy.fps
         self._home = np.zeros(6)
 
     def plan(self, request: PlanRequest) -> np.ndarray:
         if request.previous is None:
             self._began, self._home = time.monotonic(), request.obs["joint_pos"][-1].astype(float)
-        times = time.monotonic() - self._began + np.arange(HORIZON) / self.spec.fps
+        times = time.monotonic() - self._began + self._times
         return (self._home + SWING * (1 - np.cos(RATE * times))[:, None] / 2 * DIRECTION).astype(np.float32)
 
     def close(self) -> None:
@@ -171,9 +173,14 @@ def run_session(settings: dict[str, Any], setup: Setup, log: Log) -> None:
     over = threading.Event()
     threading.Thread(target=obey, args=(session.requests.put, over), daemon=True).start()
     threading.Thread(target=watch, args=(session.board, log), daemon=True).start()
-    threading.Thread(target=lambda: (over.wait(), session.requests.put(Request.QUIT)), daemon=True).start()
+    threading.Thread(target=quit_after, args=(over, session.requests), daemon=True).start()
     summary = session.run(lambda: make_pilot(settings, setup))
     log("end", faults=summary["faults"])
+
+
+def quit_after(over: threading.Event, requests: RequestBox) -> None:
+    over.wait()
+    requests.put(Request.QUIT)
 
 
 def watch(board: StatusBoard, log: Log) -> None:

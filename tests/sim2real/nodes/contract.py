@@ -59,6 +59,10 @@ def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> bool:
     return bool(condition())
 
 
+def keep_in(got: list[m.Message]) -> Callable[[m.Message, int], None]:
+    return lambda message, _: got.append(message)
+
+
 def echo(transport: Transport, kinds: set[str]) -> dict[str, bool]:
     """Whether the robot sends each message back as it went out."""
     same: dict[str, bool] = {}
@@ -67,7 +71,7 @@ def echo(transport: Transport, kinds: set[str]) -> dict[str, bool]:
         name = m.ROS_NAMES[type(message)].split("/")[-1]
         if name in kinds:
             got: list[m.Message] = []
-            transport.subscribe(f"/echo/out/{name}", type(message), lambda x, _, got=got: got.append(x), COMMAND)
+            transport.subscribe(f"/echo/out/{name}", type(message), keep_in(got), COMMAND)
             waiting.append((name, transport.advertise(f"/echo/in/{name}", type(message)), message, got))
     end = time.monotonic() + 20
     while any(not got for *_, got in waiting) and time.monotonic() < end:

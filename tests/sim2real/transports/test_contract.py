@@ -127,11 +127,11 @@ def test_inproc(mode: str, tmp_path: Path) -> None:
     arm = Arm(Log(tmp_path / "robot.jsonl"), clock=lambda: bus.now_ns * 1e-9)
     robot, bridge = bus.node("robot"), bus.node("bridge")
     topic, _ = TOPICS[mode]
-    kind = FloatArray if mode == "forward_position" else JointTrajectory
+    kind: type[Any] = FloatArray if mode == "forward_position" else JointTrajectory
     robot.subscribe(topic, kind, lambda m, _: take(arm, m, bus), COMMAND)
     publisher = robot.advertise("/joint_states", JointState)
     bridge.subscribe("/joint_states", JointState, lambda m, t: states.append(m))
-    out, sent = bridge.advertise(topic, kind), []
+    out, sent = bridge.advertise(topic, kind), list[Any]()
     for tick in range(400):
         bus.advance(4_000_000)
         arm.step(0.004)

@@ -20,9 +20,9 @@ from visuomotor.sim2real.kinematics import Kinematics
 from visuomotor.sim2real.safety.config import ArmLimits, SafetyConfig
 from visuomotor.sim2real.safety.geometry import Geometry
 from visuomotor.sim2real.safety.profile import after, duration, extent, settle
-from visuomotor.sim2real.safety.results import Filtered, SafetyEvent
+from visuomotor.sim2real.safety.results import Filtered, SafetyEvent, note
 from visuomotor.sim2real.safety.tank import Contact, Steps
-from visuomotor.sim2real.safety.tracking import Joint, Motion, blend, bounds_of, pursue, reference
+from visuomotor.sim2real.safety.tracking import Joint, Motion, believed, blend, bounded, bounds_of, pursue
 
 __all__ = ["Filtered", "SafetyEvent", "SafetyFilter"]
 
@@ -39,7 +39,7 @@ class SafetyFilter:
     Finite differences of the sent positions keep ``|v| <= velocity``, ``|a| <= acceleration``, ``|j| <= jerk`` (each a
     share of ``limits``) and ``low <= q <= high`` (by ``position_margin`` within ``limits``), whatever the targets.
     A target that stands is reached in the shortest time, without overshoot; one that moves within the limits is
-    followed without lag, its velocity and acceleration being taken from the last three targets.
+    followed with a lag of milliseconds.
 
     Args:
         limits: of the robot.
@@ -67,8 +67,7 @@ class SafetyFilter:
         self._geometry = None if geometry is None or geometry.empty else geometry
         self._contact = contact
         self._now: list[Motion] = []
-        self._last: list[float] | None = None  # the target before, and how it moved
-        self._slope: list[float] | None = None
+        self._forget()
         self._said: dict[str, int] = {}  # by kind of event: the last tick that had one
         self._ticks = 0
         self._first, self._share, self._share_step = True, 1.0, 0.0
@@ -132,7 +131,7 @@ class SafetyFilter:
         events: dict[str, SafetyEvent] = {}
         goal = None if target is None else self._accept(target, slow, events)
         if target is not None and self._contact is not None and (trouble := self._contact.trouble()):
-            _note(events, "wrench", trouble, fatal=True)
+            note(events, "wrench", trouble, fatal=True)
             goal = None
         before = self._now
         if target is None:
@@ -144,7 +143,7 @@ class SafetyFilter:
         elif not slow:
             self._share = min(1.0, self._share + self._share_step)
         if goal is None:
-            self._last, self._slope = None, None
+            self._forget()
             self._now = self._stopping()
         else:
             self._now = self._follow(goal, self.config.ramp_share if slow else self._share, events)
@@ -183,19 +182,19 @@ class SafetyFilter:
         except (TypeError, ValueError):
             values = np.zeros(0)
         if values.shape != (self.limits.n,):
-            _note(events, "shape", f"the target has shape {list(values.shape)}; expected {self.limits.n} numbers")
+            note(events, "shape", f"the target has shape {list(values.shape)}; expected {self.limits.n} numbers")
             return None
         goal: list[float] = values.tolist()
         if not all(map(isfinite, goal)):
             bad = [f"{n} {x}" for n, x in zip(self.limits.names, goal, strict=True) if not isfinite(x)]
-            _note(events, "not_finite", f"the target is not finite: {', '.join(bad)}")
+            note(events, "not_finite", f"the target is not finite: {', '.join(bad)}")
             return None
         lead, which = max((abs(x - m.q), i) for i, (x, m) in enumerate(zip(goal, self._now, strict=True)))
         most = self.config.first_command if self._first else self.config.jump
         if not slow and lead > most:
             kind, what = ("first_command", "the first target") if self._first else ("jump", "the target")
             text = f"{what} is {lead:.3f} rad from the arm at {self.limits.names[which]}; limit {most:g} rad"
-            _note(events, kind, text, fatal=self._first)
+            note(events, kind, text, fatal=self._first)
             return None
         if self._refused:
             self._good += 1
@@ -208,7 +207,7 @@ class SafetyFilter:
             if not low <= x <= high:
                 if not self._low[i] <= x <= self._high[i]:
                     name, bounds = self.limits.names[i], f"{self._low[i]:.3f} to {self._high[i]:.3f}"
-                    _note(events, "position", f"the target of {name} is {x:.3f}; it may be {bounds}")
+                    note(events, "position", f"the target of {name} is {x:.3f}; it may be {bounds}")
                 goal[i] = min(max(x, low), high)
         return goal
 
@@ -219,7 +218,7 @@ class SafetyFilter:
         waited = self._refused * self.dt_s
         if waited >= self.config.reject_fault_s:
             limit = self.config.reject_fault_s
-            _note(events, "refused", f"targets have been refused for {waited:.2f} s; limit {limit:g} s", fatal=True)
+            note(events, "refused", f"targets have been refused for {waited:.2f} s; limit {limit:g} s", fatal=True)
 
     def _rearm(self) -> None:
         """The next target is a first one, and the velocity grows from its ramp again."""
@@ -227,7 +226,13 @@ class SafetyFilter:
         self._share = self.config.ramp_share
         ticks = self.config.ramp_in_s / self.dt_s
         self._share_step = (1.0 - self._share) / ticks if ticks >= 1.0 else 1.0
-        self._last, self._slope = None, None
+        self._forget()
+
+    def _forget(self) -> None:
+        """The next target has no past."""
+        self._last: list[float] | None = None
+        self._slopes = [0.0] * self.limits.n  # how it moved in the last tick
+        self._mean = [0.0] * self.limits.n  # and lately
 
     # ---- what goes out
 
@@ -246,16 +251,16 @@ class SafetyFilter:
         return out
 
     def _follow(self, goal: list[float], share: float, events: dict[str, SafetyEvent]) -> list[Motion]:
-        dt, last, slopes = self.dt_s, self._last or goal, self._slope
-        slope = [(x - y) / dt for x, y in zip(goal, last, strict=True)]
+        dt, last = self.dt_s, self._last or goal
+        slopes = [(x - y) / dt for x, y in zip(goal, last, strict=True)]
         wanted = []
         for i, (m, j) in enumerate(self._moving()):
-            cap = share * j.velocity
-            before = 0.0 if slopes is None else slopes[i]
-            ref = reference(goal[i], slope[i], before, j, cap, self._bottom[i], self._top[i], dt)
-            new = pursue(m, ref, cap, j.acceleration, j.jerk, dt)
+            x, cap = goal[i], share * j.velocity
+            self._mean[i] = believed(slopes[i], self._slopes[i], self._mean[i], j.acceleration, dt)
+            v = bounded(self._mean[i], x, j, cap, self._bottom[i], self._top[i])
+            new = pursue(m, x, v, cap, j.acceleration, j.jerk, dt)
             wanted.append(new if self._holds(i, m, new) else self._nearest_safe(i, m, new))
-        self._last, self._slope = goal, slope
+        self._last, self._slopes = goal, slopes
         if self._contact is not None:
             wanted = self._affordable(self._contact, wanted, events)
         if self._geometry is None:
@@ -263,7 +268,7 @@ class SafetyFilter:
         depth, where = self._geometry.depth(self._braking_path(wanted))
         if depth <= _ROUNDING:
             return wanted
-        _note(events, "geometry", where)
+        note(events, "geometry", where)
         return self._stopping()
 
     def _affordable(self, contact: Contact, wanted: list[Motion], events: dict[str, SafetyEvent]) -> list[Motion]:
@@ -272,7 +277,7 @@ class SafetyFilter:
         share = contact.share(self.position, self._steps(stop), self._steps(wanted), self.dt_s)
         if share >= 1.0:
             return wanted
-        _note(events, "energy", f"the policy pushes: {contact.tank.energy:.2f} J are left in its energy tank")
+        note(events, "energy", f"the policy pushes: {contact.tank.energy:.2f} J are left in its energy tank")
         mixed = [blend(one, other, share) for one, other in zip(stop, wanted, strict=True)]
         fine = all(self._holds(i, now, new) for i, (now, new) in enumerate(zip(self._now, mixed, strict=True)))
         return mixed if fine else stop
@@ -341,7 +346,3 @@ class SafetyFilter:
     def _is_new(self, event: SafetyEvent) -> bool:
         quiet = 1.0 if event.fatal else _SAY_AGAIN_S / self.dt_s
         return self._said.get(event.kind, -inf) < self._ticks - quiet
-
-
-def _note(events: dict[str, SafetyEvent], kind: str, text: str, fatal: bool = False) -> None:
-    events.setdefault(kind, SafetyEvent(kind, text, fatal))

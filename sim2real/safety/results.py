@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Filtered", "SafetyEvent"]
+__all__ = ["Filtered", "SafetyEvent", "note"]
 
 
 @dataclass(frozen=True)
@@ -34,3 +34,8 @@ class Filtered:
     acceleration: np.ndarray
     events: tuple[SafetyEvent, ...]
     following: bool
+
+
+def note(events: dict[str, SafetyEvent], kind: str, text: str, fatal: bool = False) -> None:
+    """Add an event; the first of a kind in a tick stays."""
+    events.setdefault(kind, SafetyEvent(kind, text, fatal))

@@ -1,9 +1,13 @@
 """Following a target with bounded velocity, acceleration and jerk: what one joint does in one tick.
 
-Time-optimal and without lag. The target is seen as a point that moves on with the velocity and acceleration it has; in
-its frame the joint comes to rest somewhere (``settle``). As long as that is short of the target the joint accelerates
-towards it, as soon as it is there it settles. The change between both happens inside of a tick, so that a target that
-stands is reached exactly, without overshoot and without a limit cycle.
+Time-optimal. The target is seen as a point that moves on with the velocity it has; in its frame the joint comes to rest
+somewhere (``settle``). As long as that is short of the target the joint accelerates towards it, as soon as it is there
+it settles. The change between both happens inside of a tick, so that a target that stands is reached exactly, without
+overshoot and without a limit cycle.
+
+The velocity of the target is a mean over its last 30 ms. With its last difference alone, or with its acceleration, a
+smooth target is followed more exactly, but the joint makes several times as much of every small disagreement between
+chunks: it takes what lasts for a moment for what will go on.
 
 The law is that of online trajectory generation (Kröger and Wahl 2010) in the frame of a moving target; filters that
 impose bounds by sliding modes (Biagiotti and Zanasi 2010, "Online trajectory planner with constraints on velocity,
@@ -20,21 +24,14 @@ from visuomotor.data.errors import UserError
 from visuomotor.sim2real.safety.config import ArmLimits, SafetyConfig
 from visuomotor.sim2real.safety.profile import after, settle
 
-__all__ = ["Joint", "Motion", "Reference", "blend", "bounds_of", "pursue", "reference"]
+__all__ = ["Joint", "Motion", "believed", "blend", "bounded", "bounds_of", "pursue"]
 
+_MEMORY_S = 0.03
 _EXACT = 1e-12  # of positions [rad or m]: nearer is there
 
 
 class Motion(NamedTuple):
     """Position, velocity and acceleration of one joint."""
-
-    q: float
-    v: float
-    a: float
-
-
-class Reference(NamedTuple):
-    """Where the target will be at the end of the tick, and how it moves there."""
 
     q: float
     v: float
@@ -58,60 +55,59 @@ def blend(one: Motion, other: Motion, share: float) -> Motion:
     )
 
 
-def pursue(now: Motion, goal: Reference, cap: float, acceleration: float, jerk: float, dt: float) -> Motion:
-    """The joint's motion at the end of a tick of ``dt`` [s] in which it pursues ``goal``.
+def pursue(
+    now: Motion, goal_q: float, goal_v: float, cap: float, acceleration: float, jerk: float, dt: float
+) -> Motion:
+    """The joint's motion at the end of a tick of ``dt`` [s] in which it pursues a target.
 
     Args:
         now: its motion; ``abs(now.a) <= acceleration``.
-        goal: ``abs(goal.v) <= cap`` and ``abs(goal.a) < acceleration``.
+        goal_q, goal_v: where the target will be then, and its velocity; ``abs(goal_v) <= cap``.
         cap: velocity at which it travels; above it, it slows down.
         acceleration, jerk: bounds, kept within the tick as well.
     """
     q, v, a = now
-    goal_q, goal_v, goal_a = goal
-    up, down = acceleration - goal_a, acceleration + goal_a
-    error = q - goal_q + (goal_v - 0.5 * goal_a * dt) * dt
-    way = settle(v - goal_v + goal_a * dt, a - goal_a, up, down, jerk)
+    error = q - goal_q + goal_v * dt
+    way = settle(v - goal_v, a, acceleration, acceleration, jerk)
     short = error + way[7]
-    x, w, b = after(way, jerk, dt)
-    land_q, land_v, land_a = goal_q + error + x, goal_v + w, goal_a + b
+    x, w, land_a = after(way, jerk, dt)
+    land_q, land_v = goal_q + error + x, goal_v + w
     if -_EXACT <= short <= _EXACT:
         return Motion(land_q, land_v, land_a)
     speed = cap if short < 0.0 else -cap
-    x, w, b = after(settle(v - speed, a, acceleration, acceleration, jerk), jerk, dt)
+    x, w, a = after(settle(v - speed, a, acceleration, acceleration, jerk), jerk, dt)
     q, v = q + x + speed * dt, speed + w
-    left = q - goal_q + settle(v - goal_v, b - goal_a, up, down, jerk)[7]
+    left = q - goal_q + settle(v - goal_v, a, acceleration, acceleration, jerk)[7]
     if short * left >= 0.0:
-        return Motion(q, v, b)
+        return Motion(q, v, a)
     share = short / (short - left)
-    return Motion(land_q + share * (q - land_q), land_v + share * (v - land_v), land_a + share * (b - land_a))
+    return Motion(land_q + share * (q - land_q), land_v + share * (v - land_v), land_a + share * (a - land_a))
 
 
-def reference(
-    x: float, slope: float, before: float, j: Joint, cap: float, low: float, high: float, dt: float
-) -> Reference:
-    """Position, velocity and acceleration of a target from its last differences [rad/s].
+def believed(slope: float, before: float, mean: float, acceleration: float, dt: float) -> float:
+    """Velocity of a target from its last two differences [rad/s] and the velocity that was believed before.
 
     Differences that no motion within the limits could have are a step of the target or a corner: of the two, the slope
-    nearer to zero is believed. Towards a limit of the position the target is taken to slow down as the joint has to.
+    nearer to zero counts.
     """
-    v, a = slope, 0.0
-    if abs(slope - before) <= 2.0 * j.acceleration * dt:
-        most = 0.5 * j.acceleration
-        a = max(-most, min(most, (slope - before) / dt))
-        v += 0.5 * a * dt
-    elif slope * before <= 0.0:
-        v = 0.0
-    elif abs(before) < abs(slope):
-        v = before
+    if abs(slope - before) > 2.0 * acceleration * dt:
+        if slope * before <= 0.0:
+            slope = 0.0
+        elif abs(before) < abs(slope):
+            slope = before
+    return mean + (slope - mean) * dt / (_MEMORY_S + dt)
+
+
+def bounded(v: float, x: float, j: Joint, cap: float, low: float, high: float) -> float:
+    """Velocity of a target at ``x`` as far as the joint may follow it: towards a limit of the position it is taken to
+    slow down as the joint has to.
+    """
     room = (high - x) if v > 0.0 else (x - low)
     most = cap
     if room < j.stop:
         k = j.acceleration * j.acceleration / (2.0 * j.jerk)
         most = min(cap, sqrt(k * k + 2.0 * j.acceleration * max(room, 0.0)) - k)
-    if abs(v) > most:
-        return Reference(x, most if v > 0.0 else -most, 0.0)
-    return Reference(x, v, a)
+    return max(-most, min(most, v))
 
 
 def bounds_of(limits: ArmLimits, i: int, config: SafetyConfig, dt: float) -> Joint:

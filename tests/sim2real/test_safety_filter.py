@@ -60,14 +60,45 @@ def lag(sent: np.ndarray, targets: np.ndarray, dt: float) -> float:
 
 
 @pytest.mark.parametrize("dt", [0.002, 0.008, 0.02])
-def test_a_smooth_target_is_followed_without_lag(dt: float) -> None:
+def test_a_smooth_target_is_followed_with_a_lag_of_milliseconds(dt: float) -> None:
     filter = make(dt, **WILD, ramp_in_s=0.0)
     t = np.arange(round(4 / dt)) * dt
     targets = HOME + 0.2 * np.sin(2 * np.pi * 0.5 * t)[:, None] * np.linspace(0.5, 1, 7)
     sent = follow(filter, targets)
     settled = slice(round(1 / dt), None)
-    assert abs(lag(sent[settled], targets[settled], dt)) < 0.5e-3
-    assert np.abs(sent - targets)[settled].max() < 1e-3
+    assert abs(lag(sent[settled], targets[settled], dt)) < 3e-3
+    assert np.abs(sent - targets)[settled].max() < 6e-3
+
+
+ONE = np.ones(7)
+SLOW = ArmLimits(low=-9 * ONE, high=9 * ONE, velocity=2 * ONE, acceleration=8 * ONE, jerk=80 * ONE)
+
+
+def test_small_disagreements_between_chunks_stay_small() -> None:
+    """0.5 rad/s, and every 0.2 s another offset of some 5 mrad that fades in within 0.1 s; slow joints (jerk 80).
+
+    Taking the target's momentary acceleration for what will go on made 70 mrad of them, and stopped the arm.
+    """
+    rng, filter = np.random.default_rng(0), make(limits=SLOW, **WILD, ramp_in_s=0.0)
+    t, offset, last = np.arange(750) * TICK, np.zeros(750), 0.0
+    for k in range(30):
+        new = rng.normal(0.0, 0.005)
+        share = np.clip((t - 0.2 * k) / 0.1, 0.0, 1.0)
+        offset += (new - last) * share**2 * (3 - 2 * share)
+        last = new
+    sent = follow(filter, HOME + (0.5 * t + offset)[:, None])[125:]
+    assert np.abs(sent - HOME - (0.5 * t + offset)[125:, None]).max() < 0.02
+    speed = np.diff(sent, axis=0) / TICK
+    assert 0.25 < speed.min() < speed.max() < 0.8
+
+
+def test_noise_of_the_target_is_not_made_more() -> None:
+    filter = make(limits=SLOW, **WILD, ramp_in_s=0.0)
+    t, rng = np.arange(500) * TICK, np.random.default_rng(0)
+    path = HOME + 0.5 * t[:, None]
+    sent = follow(filter, path + rng.normal(0.0, 5e-4, path.shape))[125:]
+    assert (sent - path[125:]).std() < 3e-3
+    assert (np.diff(sent, axis=0) > 0).all()
 
 
 def test_straight_pieces_between_the_actions_of_a_policy_are_followed_closely() -> None:
@@ -79,7 +110,7 @@ def test_straight_pieces_between_the_actions_of_a_policy_are_followed_closely() 
     targets = HOME + line[:, None]
     sent = follow(filter, targets)
     settled = slice(round(1 / dt), None)
-    assert abs(lag(sent[settled], targets[settled], dt)) < 3e-3
+    assert abs(lag(sent[settled], targets[settled], dt)) < 5e-3
     assert np.abs(sent - targets)[settled].max() < 0.01
 
 

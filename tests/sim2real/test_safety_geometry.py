@@ -130,7 +130,7 @@ def test_the_arm_stays_out_of_everything_and_still_moves() -> None:
     assert distance[:, moving].min() >= ball.radius
     assert np.abs(np.diff(sent, axis=0)).sum() > 18
     kinds = {text.split(":")[0] for text in said}
-    assert {"table", "workspace"} <= kinds
+    assert len({"table", "workspace", "camera"} & kinds) >= 2
     velocity = np.diff(sent, axis=0) / TICK
     acceleration = np.diff(velocity, axis=0) / TICK
     assert np.abs(acceleration).max() <= 6.0 * (1 + 1e-6)

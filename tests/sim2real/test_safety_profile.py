@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visuomotor.sim2real.safety.profile import after, duration, extent, settle
-from visuomotor.sim2real.safety.tracking import Motion, Reference, pursue
+from visuomotor.sim2real.safety.tracking import Motion, pursue
 
 RATES = st.floats(-3.0, 3.0)
 SHARES = st.floats(-1.0, 1.0)
@@ -105,7 +105,7 @@ def test_a_standing_target_is_reached_as_fast_as_ruckig_does(
     assert ruckig.Ruckig(1).calculate(question, answer) in (ruckig.Result.Working, ruckig.Result.Finished)
     now, dt, ticks = Motion(start[0], start[1], 0.0), 0.002, 0
     while not (abs(now.q - goal) < 1e-7 and abs(now.v) < 1e-4) and ticks < 10000:
-        now = pursue(now, Reference(goal, 0.0, 0.0), speed, most, jerk, dt)
+        now = pursue(now, goal, 0.0, speed, most, jerk, dt)
         ticks += 1
     assert ticks * dt <= answer.duration + 3 * dt
     assert ticks * dt >= answer.duration - 0.02  # the last 1e-7 rad take ruckig some time too

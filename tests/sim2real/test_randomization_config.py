@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,9 @@ def test_presets_and_files_are_joined(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [n for n in presets() if n != "none"])
 @pytest.mark.parametrize("task", ["lift", "push_t_arm", "reach", "drawer"])
 def test_presets_fit_every_task_with_an_arm(name: str, task: str) -> None:
-    env = make_env(get_task(task).config_class(), 2, build_events(load_randomization([f"randomization={name}"])))
+    events = build_events(load_randomization([f"randomization={name}"]))
+    events = pickle.loads(pickle.dumps(events))  # as they go to the processes that make demonstrations
+    env = make_env(get_task(task).config_class(), 2, events)
     env.reset(seeds=[1, 2])
     env.close()
 

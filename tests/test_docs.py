@@ -20,10 +20,12 @@ from torch import Tensor
 
 from visuomotor.configs.bench import BenchConfig
 from visuomotor.configs.bench_table import replace_block
+from visuomotor.configs.calibrate import CameraCalibrationConfig, LatencyConfig
 from visuomotor.configs.cli import main
 from visuomotor.configs.compose import compose_train, groups, parse_plain
 from visuomotor.configs.deploy_config import DeployConfig
 from visuomotor.configs.distill import DistillCommand
+from visuomotor.configs.doctor import DoctorConfig
 from visuomotor.configs.export import ExportConfig
 from visuomotor.configs.help import bench_help, eval_help, export_help, rl_help, settings_help, train_help
 from visuomotor.configs.randomize import parse_randomized
@@ -35,6 +37,7 @@ from visuomotor.configs.robots import take_robot, transport_words
 from visuomotor.configs.schema import EvalConfig
 from visuomotor.configs.serve import ServeConfig
 from visuomotor.configs.sysid import ExciteConfig, SysidConfig
+from visuomotor.configs.twin import TwinCommand
 from visuomotor.data.store import DemoStore
 from visuomotor.data.windows import WindowConfig
 from visuomotor.policies.base import ChunkSizes, Head, NetSizes, Observed
@@ -48,6 +51,12 @@ from visuomotor.policies.nets.mlp import MLPConfig, ResidualMLP
 from visuomotor.sim2real.remote.config import TOKEN_VARIABLE
 
 ROOT = Path(__file__).parents[1]
+ROBOT_COMMANDS: dict[str, type] = {
+    "twin": TwinCommand,
+    "doctor": DoctorConfig,
+    "calibrate-latency": LatencyConfig,
+    "calibrate-camera": CameraCalibrationConfig,
+}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -131,6 +140,9 @@ def test_settings_of_written_commands_are_accepted(page: Path, monkeypatch: pyte
     for words in commands(page, "serve"):
         parse_plain(ServeConfig, words)
     for verb, schema in (("record", RecordConfig), ("replay", ReplayConfig)):
+        for words in commands(page, verb):
+            parse_plain(schema, transport_words(take_robot(words)[1]))
+    for verb, schema in ROBOT_COMMANDS.items():
         for words in commands(page, verb):
             parse_plain(schema, transport_words(take_robot(words)[1]))
     own = {f.name for f in fields(BenchConfig)}

@@ -43,8 +43,8 @@ _FROM_SCRATCH: dict[tuple[str, str], dict[str, Any]] = {
 }
 # What a policy knows already is lost by steps that suit a policy that knows nothing.
 _FINE_TUNED: dict[str, Any] = {"lr": 3e-5, "critic_warmup": 2, "decisions": 64}
-# Imitation makes a Gaussian as narrow as the demonstrations are precise, which leaves nothing to explore. The others took
-# policies of Lift from 40 to 98 % (docs/ppo.md).
+# Imitation makes a Gaussian as narrow as the demonstrations are precise, which leaves nothing to explore. The others
+# took policies of Lift from 40 to 98 % (docs/ppo.md).
 _FINE_TUNED_BY: dict[str, dict[str, dict[str, Any]]] = {
     "gaussian": {"likelihood": {"std_floor": 0.1}},
     "dppo": {"ppo": {"lr": 2e-4, "epochs": 3, "minibatches": 2}},

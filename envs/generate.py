@@ -39,6 +39,7 @@ __all__ = ["COLUMNS", "FIRST_PLAYED", "Tally", "first_seed", "generate"]
 
 _SEEDS = 1_000_000  # of one `seed`; evaluation takes seeds from 50000 up, which demonstrations must never have
 FIRST_PLAYED = 500_000_000  # where the seeds of `visuomotor play` begin
+_SHOWN = 4  # settings that differ, in a message
 _PATIENCE, _LEAST = 100, 0.05  # give up after this many attempts if fewer than this share succeeded
 COLUMNS = {"success": "bool", "seed": "int64", "task": "str"}  # of every store of demonstrations
 
@@ -178,9 +179,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _compare(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     names = [n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)]
     if names:
-        was = ", ".join(f"{n}={theirs.get(n)}" for n in names)
-        now = ", ".join(f"{n}={ours.get(n)}" for n in names)
-        raise ConfigError(f"{path} was generated with {was}; this command says {now}: give another out=")
+        was, now = (", ".join(f"{n}={of.get(n)}" for n in names[:_SHOWN]) for of in (theirs, ours))
+        more = f" ({len(names) - _SHOWN} more settings differ)" if len(names) > _SHOWN else ""
+        raise ConfigError(f"{path} was generated with {was}; this command says {now}{more}: give another out=")
 
 
 def _progress(store: DemoStore, first: int) -> Tally:

@@ -68,8 +68,8 @@ def perturbed(mass: Array, inertia: Array, theta: Array) -> tuple[Array, Array, 
 def principal_axes(c: Array) -> tuple[Array, Array]:
     """Eigenvalues ``[..., 3]`` of symmetric ``c [..., 3, 3]``, and the turn ``q_wxyz [..., 4]`` to the eigenvectors."""
     if not isinstance(c, np.ndarray):
-        values, axes = _jacobi(c)  # eigh would make the host wait for the device, to ask whether it converged
-        return values, matrix_to_quat(axes)
+        found, vectors = _jacobi(c)  # eigh would make the host wait for the device, to ask whether it converged
+        return found, matrix_to_quat(vectors)
     flat = c.reshape(-1, 9).astype(np.float64)
     values, quats, axes = np.empty((len(flat), 3)), np.empty((len(flat), 4)), np.empty(9)
     for matrix, value, quat in zip(flat, values, quats, strict=True):

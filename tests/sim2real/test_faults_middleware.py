@@ -143,6 +143,26 @@ def test_every_fault_of_the_state_stops_the_arm_and_nothing_clears_itself(tmp_pa
         check_steps(robot, bridge)
 
 
+@pytest.mark.ros
+@pytest.mark.parametrize("distribution", ["jazzy", "kilted"])
+@pytest.mark.parametrize("transport", ["dds", "rclpy"])
+def test_bytes_that_are_no_message_are_no_sign_of_life(transport: str, distribution: str, tmp_path: Path) -> None:
+    with deployed(tmp_path, transport=transport, peer=distribution) as (robot, bridge):
+        bridge.wait_for("run")
+        wait_until_fast(robot)
+        since = time.monotonic()
+        robot.set(garbage=True)
+        bridge.wait_for("fault")
+        assert "state: no message for" in bridge.fault
+        time.sleep(1.0)
+        assert moving_s(robot, since) <= DETECT_S + BRAKE_S + 0.1
+        robot.set(garbage=False)
+        time.sleep(0.5)
+        bridge.ask("reset")
+        bridge.wait_for("run")
+        check_steps(robot, bridge)
+
+
 @pytest.mark.slow
 def test_other_clocks_and_orders_change_nothing(tmp_path: Path) -> None:
     with deployed(tmp_path) as (robot, bridge):

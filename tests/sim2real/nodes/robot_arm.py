@@ -71,7 +71,7 @@ class Arm:
 
     What tests set while it runs, by lines of JSON such as ``{"silent": true}``: ``silent`` (no states), ``frozen`` (the
     same state again and again), ``nan`` (of the second joint), ``glitch`` (the second joint at -pi), ``offset_s`` (of
-    the header's clock), ``reverse`` (the order of the joints).
+    the header's clock), ``reverse`` (the order of the joints), ``garbage`` (bytes that are no message; of rclpy alone).
     """
 
     def __init__(self, log, clock=time.monotonic):
@@ -80,7 +80,7 @@ class Arm:
         self.target = list(HOME)
         self.velocity = [0.0] * 6
         self.trajectory = None
-        self.silent = self.frozen = self.nan = self.glitch = self.reverse = False
+        self.silent = self.frozen = self.nan = self.glitch = self.reverse = self.garbage = False
         self.offset_s = 0.0
         self._lock = threading.Lock()
         self._frozen = None

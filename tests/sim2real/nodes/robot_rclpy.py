@@ -25,6 +25,7 @@ ECHOED = (
     JointTrajectory,
 )  # fmt: skip
 SECOND = 1_000_000_000
+GARBAGE = b"\0\1\0\0" + b"\xff" * 60
 
 
 def seconds(stamp):
@@ -42,7 +43,9 @@ def publish_states(arm, node, publisher, rate_hz, stop):
     while not stop.is_set():
         arm.step(1 / rate_hz)
         state = arm.state()
-        if state is not None:
+        if arm.garbage:
+            publisher.publish(GARBAGE)
+        elif state is not None:
             message = JointState(name=state[0], position=state[1])
             stamp = time.time() + arm.offset_s
             message.header.stamp.sec, message.header.stamp.nanosec = int(stamp), int(stamp % 1 * SECOND)

@@ -54,28 +54,30 @@ class DirectLink:
         self._pilot, self._latency_ns = pilot, round(latency_s * 1e9)
         self._waiting: deque[Observed] = deque()
         self._coming: tuple[int, Chunk] | None = None
+        self._tick_ns = 0  # of the last call of receive: observations are sent in the same tick
 
     def send(self, observed: Observed) -> None:
         self._waiting.append(observed)
+        if self._coming is None:
+            self._plan(self._tick_ns)
 
     def receive(self, now_ns: int) -> Chunk | None:
-        chunk = None
-        if self._coming is not None and now_ns >= self._coming[0]:
-            chunk, self._coming = self._coming[1], None
-        if self._coming is None:
-            self._plan(now_ns)
-            if chunk is None and self._coming is not None and now_ns >= self._coming[0]:
-                chunk, self._coming = self._coming[1], None
+        self._tick_ns = now_ns
+        if self._coming is None or now_ns < self._coming[0]:
+            return None
+        there, chunk = self._coming
+        self._coming = None
+        self._plan(there)  # with what has come meanwhile
         return chunk
 
     def trouble(self, now_ns: int) -> str:
         return ""
 
-    def _plan(self, now_ns: int) -> None:
+    def _plan(self, began_ns: int) -> None:
         while self._waiting:
             self._pilot.take(self._waiting.popleft())
         if self._pilot.due:
-            there = now_ns + self._latency_ns
+            there = began_ns + self._latency_ns
             chunk = self._pilot.plan(lambda: there)
             if chunk is not None:
                 self._coming = (there, chunk)

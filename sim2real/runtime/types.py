@@ -46,7 +46,6 @@ class Chunk:
     Attributes:
         observed_ns: when the newest observation it was made from was true [ns, the bridge's monotonic clock].
         first_ns: when its first action is meant to be reached.
-        late_ns: so much later an action may still be taken up: commands that are held for a step are not over then.
         dt_ns: between two actions.
         actions: float64 ``[H, Da]`` in the policy's raw units.
         sequence: counts up by one with every chunk.
@@ -59,7 +58,6 @@ class Chunk:
     actions: np.ndarray
     sequence: int
     episode: int = 0
-    late_ns: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -296,7 +296,7 @@ def test_trajectories_end_at_rest_and_go_on_from_the_one_before() -> None:
 
 def test_ticks_that_come_late_bend_no_trajectory() -> None:
     """On a busy machine ticks come unevenly, and sometimes not at all for longer than a trajectory reaches."""
-    rig = Rig(lambda t: START + np.array([0.5 * np.sin(2 * t), 0.0, 0.0]), config=robot("joint_trajectory"))
+    rig = Rig(lambda t: START + np.array([0.5 * np.sin(t), 0.0, 0.0]), config=robot("joint_trajectory"))
     rig.start()
     rng = np.random.default_rng(1)
     places = []
@@ -309,7 +309,7 @@ def test_ticks_that_come_late_bend_no_trajectory() -> None:
         rig.bridge.tick(rig.bus.now_ns)
     assert rig.bridge.state is State.RUN, rig.bridge.log.shown
     speed = np.diff(places) / 1e-3
-    assert np.abs(speed).max() > 0.5
+    assert np.abs(speed).max() > 0.4
     assert np.abs(speed).max() <= VELOCITY
     assert np.abs(np.diff(speed)).max() <= 0.5  # a velocity that jumps would be a position that was replaced
 

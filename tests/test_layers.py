@@ -26,6 +26,8 @@ ONE_DOOR = (
     ("cyclonedds",),
     ("rclpy",),
     ("rospy",),
+    ("websockets",),
+    ("msgpack",),
     ("isaacgym",),
     ("h5py",),
     ("mujoco.sysid",),

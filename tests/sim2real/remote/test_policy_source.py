@@ -14,6 +14,8 @@ import torch
 
 from visuomotor.configs.build import load_policy
 from visuomotor.configs.cli import main
+from visuomotor.configs.deploy_config import DeployConfig
+from visuomotor.configs.deploy_policy import choose
 from visuomotor.data.errors import CheckpointError, ConfigError
 from visuomotor.data.spec import ArraySpec
 from visuomotor.data.store import DemoStore
@@ -106,10 +108,15 @@ def test_the_command_serves_a_checkpoint_and_ends_on_a_signal(run):
         with pytest.raises(CheckpointError, match="another policy: obs"):
             RemoteSource(ClientConfig(url=url), other)
         client.close()
+        chosen = choose(DeployConfig(url=url))  # as visuomotor deploy does
+        again = chosen.source.plan(ask())
+        chosen.source.close()
+        np.testing.assert_array_equal(again, there)
+        assert chosen.about["checkpoint"].startswith(str(run))
         process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=30)
         assert process.returncode == 0
-        assert rest.splitlines()[-1].startswith("1 chunks")
+        assert rest.splitlines()[-1].startswith("2 chunks")
         assert rest.splitlines()[-1].endswith("1 refused")
     finally:
         process.kill()

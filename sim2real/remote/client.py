@@ -240,7 +240,7 @@ class RemoteSource:
                 proxy=None,  # a robot's server is not behind a proxy that the environment happens to name
                 open_timeout=5.0,
                 ping_interval=2.0,
-                ping_timeout=4.0,
+                ping_timeout=10.0,  # a machine under load is not gone; what waits for a chunk has its own deadline
                 close_timeout=1.0,
                 max_size=_LARGEST_ANSWER,
             )

@@ -129,7 +129,7 @@ class Rehearsal:
         limit = (saved["env"] or {}).get("max_episode_steps") or 150
         facts = policy_facts(args.checkpoint)
         episodes = EpisodeConfig(
-            auto=True, count=args.episodes, seconds=limit / facts.fps, success_s=1e-3, reset_s=0.3, seed=100_000
+            auto=True, count=args.episodes, seconds=limit / facts.fps, success_s=1e-3, reset_s=1.0, seed=100_000
         )
         setup = Setup(robot=robot, policy=facts, episodes=episodes, runtime=RuntimeConfig(decode_threads=False))
         source = PolicySource(loaded.policy, ExecuteConfig(n_exec=args.n_exec))
@@ -162,7 +162,8 @@ class Rehearsal:
             self.bridge.tick(self.bus.now_ns)
             bridge_due += self._bridge_ns
             if self.bridge.state is State.FAULT:
-                self.faults.append(self.bridge.parts.supervisor.fault)
+                if self.bridge.parts.supervisor.fault not in self.faults[-1:]:
+                    self.faults.append(self.bridge.parts.supervisor.fault)
                 self._box.put(Request.RESET)
             if len(results) > done:
                 done = len(results)

@@ -95,9 +95,10 @@ def delay_between(
     grid = np.arange(first, last, _GRID_S)
     if len(grid) < 100:
         raise UserError(f"{len(cause[0])} commands and {len(effect[0])} measurements do not overlap for 0.1 s")
+    before, after = round(0.1 * most_s / _GRID_S), round(most_s / _GRID_S)
     x = np.interp(grid, *cause)
-    lags = np.arange(-round(0.1 * most_s / _GRID_S), round(most_s / _GRID_S) + 1)
-    score = np.array([_correlation(x, np.interp(grid + k * _GRID_S, *effect)) for k in lags])
+    y = np.interp(grid[0] + _GRID_S * np.arange(-before, len(grid) + after), *effect)
+    score = _correlations(x, y)
     best = int(np.argmax(score))
     if not np.isfinite(score[best]) or score[best] <= 0:
         raise UserError("what was measured has nothing of what was commanded: does the arm move, and is it this joint?")
@@ -106,10 +107,15 @@ def delay_between(
         left, top, right = score[best - 1 : best + 2]
         bend = left - 2 * top + right
         step = 0.5 * (left - right) / bend if bend < 0 else 0.0
-    return Delay(float((lags[best] + step) * _GRID_S), float(score[best]))
+    return Delay(float((best - before + step) * _GRID_S), float(score[best]))
 
 
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(), y - y.mean()
-    size = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / size if size > 0 else -1.0
+def _correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Correlation of ``x [n]`` with every stretch of ``y [n + L - 1]`` of its length: ``[L]``; -1 where one stands."""
+    n, x = len(x), x - x.mean()
+    y = y - y.mean()
+    sums, squares = (np.concatenate([[0.0], np.cumsum(v)]) for v in (y, y * y))
+    spread = (squares[n:] - squares[:-n]) - (sums[n:] - sums[:-n]) ** 2 / n
+    size = np.sqrt((x @ x) * np.maximum(spread, 0.0))
+    moving = size > 1e-9 * max(1.0, float(x @ x))
+    return np.where(moving, np.correlate(y, x, "valid") / np.where(moving, size, 1.0), -1.0)

@@ -108,10 +108,11 @@ def test_more_delay_of_commands_is_measured_as_such(mode: str) -> None:
     )  # a period of the twin either way
     assert prompt.command.correlation > 0.95
     assert 0.05 < prompt.amplitude <= 0.1
-    # what every message takes on its way cannot be told from clocks that differ: it counts as well
-    assert probe(words, latency_ms=60).command.seconds == pytest.approx(prompt.command.seconds + 0.06, abs=0.01)
+    if mode == "forward_position":  # what messages take on their way cannot be told from clocks that differ
+        assert probe(words, latency_ms=60).command.seconds == pytest.approx(prompt.command.seconds + 0.06, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_camera_that_stamps_late_is_found_out() -> None:
     prompt = probe([], cameras=("wrist",), joint="panda_joint1").cameras["wrist"]
     late = probe(["cameras.wrist.latency_s=0.08"], cameras=("wrist",), joint="panda_joint1").cameras["wrist"]

@@ -145,7 +145,7 @@ def main() -> None:
     times = np.diff([t for _, t in states[begin:]]) / 1e9
     result |= {
         "received": stream.received, "undecodable": stream.undecodable, "incompatible": latched.incompatible,
-        "period_s": float(np.median(times)),
+        "period_s": float(np.mean(times)),
         "last": {n: float(p) for n, p in zip(last.name, last.position, strict=True)},
         "stamp_s": (time.time_ns() - last.stamp_ns) / 1e9,
         "graph": {

@@ -188,7 +188,7 @@ def publish_states(arm, publisher, rate_hz, stop):
             stamp = time.time() + arm.offset_s
             header = Header(Time(int(stamp), int(stamp % 1 * SECOND)), "")
             publisher.write(JointState(header, state[0], state[1], [], []))
-        following += 1 / rate_hz
+        following = max(following, time.monotonic() - 1 / rate_hz) + 1 / rate_hz  # what is missed is missed
         time.sleep(max(0.0, following - time.monotonic()))
 
 

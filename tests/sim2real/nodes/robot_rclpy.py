@@ -50,7 +50,7 @@ def publish_states(arm, node, publisher, rate_hz, stop):
             stamp = time.time() + arm.offset_s
             message.header.stamp.sec, message.header.stamp.nanosec = int(stamp), int(stamp % 1 * SECOND)
             publisher.publish(message)
-        following += 1 / rate_hz
+        following = max(following, time.monotonic() - 1 / rate_hz) + 1 / rate_hz  # what is missed is missed
         time.sleep(max(0.0, following - time.monotonic()))
 
 

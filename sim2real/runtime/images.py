@@ -111,7 +111,7 @@ def _part(picture: np.ndarray, height: int, width: int, crop: list[int] | None) 
 
 def _distances(part: np.ndarray, spec: ArraySpec) -> np.ndarray:
     """Depth in the unit of ``spec``: whole numbers come in millimetres, others in metres (REP 118)."""
-    metres = part.astype(np.float32) * (1e-3 if part.dtype.kind == "u" else 1.0)
+    metres: np.ndarray = part.astype(np.float32) * (1e-3 if part.dtype.kind == "u" else 1.0)
     if part.shape != spec.shape[:2]:
         metres = cv2.resize(metres, (spec.shape[1], spec.shape[0]), interpolation=cv2.INTER_NEAREST)
     values = metres * (1e3 if spec.unit == "mm" else 1.0)

@@ -123,8 +123,11 @@ class Observer:
             out.append(f"{self._robot.state.topic}: {why or 'no message yet'}")
         if self._fingers is not None and not self._fingers.believed_ns:
             out.append(f"{self._robot.state.topic}: no message with the gripper's joint {self._fingers.names[0]!r} yet")
-        silent = [r for r in (*self._cameras.values(), *self._values.values()) if not r.believed_ns]
-        return out + [r.trouble or f"{r.stream.topic}: no message yet" for r in silent]
+        cameras = [
+            c.trouble or f"{c.stream.topic}: no message yet" for c in self._cameras.values() if not c.believed_ns
+        ]
+        values = [v.trouble or f"{v.stream.topic}: no message yet" for v in self._values.values() if not v.believed_ns]
+        return out + cameras + values
 
     def ages(self, now_ns: int) -> dict[str, tuple[float, float]]:
         """By stream: how old the newest usable message is and how old it may be [s].

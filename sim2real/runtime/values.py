@@ -91,6 +91,7 @@ class ValueReader:
 
 def _field(message: Message, name: str, names: Sequence[str] | None) -> np.ndarray:
     if name in ("q_wxyz", "rot6d"):
+        assert isinstance(message, Pose)
         q = np.asarray(message.q_xyzw, np.float64)[[3, 0, 1, 2]]
         return q if name == "q_wxyz" else np.asarray(matrix_to_rot6d(quat_to_matrix(q)))
     values = np.asarray(getattr(message, name), np.float64)

@@ -18,7 +18,9 @@ from visuomotor.data.spec import ArraySpec
 from visuomotor.data.windows import WindowConfig
 from visuomotor.envs.registry import make_env
 from visuomotor.envs.robots.arm import ControlConfig
+from visuomotor.envs.sim.env import SimVecEnv
 from visuomotor.envs.tasks.lift import LiftConfig
+from visuomotor.envs.tasks.tabletop import TabletopTask
 from visuomotor.policies.execution.ensemble import mean_action
 from visuomotor.sim2real.kinematics import Kinematics
 from visuomotor.sim2real.remote.source import PlanRequest
@@ -50,8 +52,11 @@ def action(*names: str, unit: str | None = None) -> ArraySpec:
 def test_actions_do_what_they_do_in_the_simulation(mode: str) -> None:
     config = LiftConfig(robot="ur5e", control=ControlConfig(mode=mode))
     env = make_env(config, 1)
+    assert isinstance(env, SimVecEnv)
     env.reset(seeds=[0])
-    simulated = env.task.arms[0]
+    task = env.task
+    assert isinstance(task, TabletopTask)
+    simulated = task.arms[0]
     kinematics = Kinematics.load("ur5e")
     mine = arm(
         joints=kinematics.joints, driver_joints=tuple(f"{j}_joint" for j in kinematics.joints), low=kinematics.low,
@@ -81,6 +86,7 @@ def test_poses_of_the_hand_are_reached_in_every_form_of_rotation() -> None:
     mine = arm(
         joints=kinematics.joints, low=kinematics.low, high=kinematics.high, rest=kinematics.home, kinematics=kinematics
     )
+    assert kinematics.home is not None
     goal = kinematics.home + np.array([0.1, -0.1, 0.1, 0.05, 0.1, -0.2])
     pos, rot = kinematics.pose(goal)
     from visuomotor.data.rotations import matrix_to_quat, quat_to_axis_angle
@@ -296,6 +302,8 @@ def test_the_history_the_previous_chunk_and_the_delay_that_a_source_is_told() ->
     np.testing.assert_array_equal(first.obs["x"], [[0], [0]])  # an episode repeats its first observation
     np.testing.assert_array_equal(second.obs["x"], [[1], [2]])
     assert (second.seed, second.plan, second.delay) == (4, 1, 2)
+    assert second.previous is not None
+    assert third.previous is not None
     # chunk 1 (101 is its present, step 0): at step 2 the past is its action of step 1
     np.testing.assert_array_equal(second.previous[:, 0], [102, 103, 104, 105, 106, 107, 107, 107])
     # chunk 2 took over at step 4, with its action for it

@@ -60,7 +60,7 @@ def test_a_policy_of_100_ms_never_makes_the_arm_stop(mode: str) -> None:
     rig.script._path = lambda t: START + np.array([0.5 * t - 1.0, 0.0, 0.0])
     rig.arm.q = START - np.array([1.0, 0.0, 0.0])
     plan = rig.script.plan
-    rig.script.plan = lambda request: plan(request) + noise().astype(np.float32)  # type: ignore[method-assign]
+    rig.script.plan = lambda request: plan(request) + noise().astype(np.float32)
     rig.start()
     rig.run(2.0)
     now = rig.bus.now_ns
@@ -179,7 +179,7 @@ def test_a_policy_that_stalls_ends_in_a_fault_after_its_last_chunk() -> None:
     rig = Rig(moving, runtime=RuntimeConfig(decode_threads=False, patience_s=0.5))
     rig.start()
     rig.run(1.0)
-    rig.link.receive = lambda now_ns: None  # type: ignore[method-assign]
+    rig.link.receive = lambda now_ns: None
     rig.run(2.5)
     assert rig.bridge.state is State.FAULT
     assert "no action for 0.5" in rig.bridge.faults[0]
@@ -192,7 +192,7 @@ def test_a_policy_that_dies_brakes_the_arm_at_once() -> None:
     rig = Rig(moving)
     rig.start()
     rig.run(1.0)
-    rig.link.trouble = lambda now_ns: "the policy's process (7) has died"  # type: ignore[method-assign]
+    rig.link.trouble = lambda now_ns: "the policy's process (7) has died"
     rig.tick()
     assert rig.bridge.state is State.FAULT
     assert rest_after(rig) <= BRAKE_S

@@ -127,8 +127,8 @@ def test_requests_come_in_order_and_none_is_lost() -> None:
     for request in Request:
         writer.put(request)
     taken = []
-    while (request := box.take()) is not None:
-        taken.append(request)
+    while (one := box.take()) is not None:
+        taken.append(one)
     assert taken == list(Request)
     os.write(box.fds[1], b"nonsense\nstop\n")
     assert box.take() is Request.STOP
@@ -148,7 +148,7 @@ def make_link(port: PolicyPort, pid: int, timeout_s: float = 0.1) -> SharedLink:
 
 
 def observed(step: int) -> Observed:
-    values = {"joint_pos": np.arange(3) + step, "front": np.full((8, 8, 3), step, np.uint8)}
+    values: dict[str, np.ndarray] = {"joint_pos": np.arange(3) + step, "front": np.full((8, 8, 3), step, np.uint8)}
     return Observed(time_ns=step * MS, step=step, episode=2, seed=5, values=values, ages_s={})
 
 

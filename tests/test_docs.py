@@ -60,6 +60,9 @@ ROBOT_COMMANDS: dict[str, type] = {
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+    "deploy": DeployConfig,
+    "record": RecordConfig,
+    "replay": ReplayConfig,
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
@@ -118,10 +121,9 @@ def commands(page: Path, verb: str) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_settings_of_written_commands_are_accepted(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, "as-the-page-exports-one")
-    for words in commands(page, "train"):
-        compose_train(words)
-    for words in commands(page, "rl"):
-        compose_rl(words)
+    for verb, check in (("train", compose_train), ("rl", compose_rl)):
+        for words in commands(page, verb):
+            check(words)
     for words in commands(page, "finetune"):
         compose_finetune(words, head=ShortcutHead, saved={"task": "lift", "env": {}})
     for words in commands(page, "eval"):
@@ -133,16 +135,10 @@ def test_settings_of_written_commands_are_accepted(page: Path, monkeypatch: pyte
         its = [w for w in words if w.startswith(("teacher=", "distill."))]
         parse_plain(DistillCommand, its)
         compose_train(["data.path=labels.zarr", *(w for w in words if w not in its and "randomization" not in w)])
-    for words in commands(page, "export"):
-        parse_plain(ExportConfig, words)
-    for words in commands(page, "deploy"):
-        parse_plain(DeployConfig, transport_words(take_robot(words)[1]))
-    for words in commands(page, "serve"):
-        parse_plain(ServeConfig, words)
-    for verb, schema in (("record", RecordConfig), ("replay", ReplayConfig)):
+    for verb, schema in (("export", ExportConfig), ("serve", ServeConfig)):
         for words in commands(page, verb):
-            parse_plain(schema, transport_words(take_robot(words)[1]))
-    for verb, schema in ROBOT_COMMANDS.items():
+            parse_plain(schema, words)
+    for verb, kind in ROBOT_COMMANDS.items():
         for words in commands(page, verb):
             parse_plain(schema, transport_words(take_robot(words)[1]))
     own = {f.name for f in fields(BenchConfig)}

@@ -27,7 +27,15 @@ from visuomotor.configs.deploy_config import DeployConfig
 from visuomotor.configs.distill import DistillCommand
 from visuomotor.configs.doctor import DoctorConfig
 from visuomotor.configs.export import ExportConfig
-from visuomotor.configs.help import bench_help, eval_help, export_help, rl_help, settings_help, train_help
+from visuomotor.configs.help import (
+    bench_help,
+    eval_help,
+    export_help,
+    rl_help,
+    robustness_help,
+    settings_help,
+    train_help,
+)
 from visuomotor.configs.randomize import parse_randomized
 from visuomotor.configs.record import RecordConfig
 from visuomotor.configs.registry import backbones, heads
@@ -52,6 +60,9 @@ from visuomotor.sim2real.remote.config import TOKEN_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 ROBOT_COMMANDS: dict[str, type] = {
+    "deploy": DeployConfig,
+    "record": RecordConfig,
+    "replay": ReplayConfig,
     "twin": TwinCommand,
     "doctor": DoctorConfig,
     "calibrate-latency": LatencyConfig,
@@ -60,9 +71,6 @@ ROBOT_COMMANDS: dict[str, type] = {
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-    "deploy": DeployConfig,
-    "record": RecordConfig,
-    "replay": ReplayConfig,
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
@@ -140,7 +148,7 @@ def test_settings_of_written_commands_are_accepted(page: Path, monkeypatch: pyte
             parse_plain(schema, words)
     for verb, kind in ROBOT_COMMANDS.items():
         for words in commands(page, verb):
-            parse_plain(schema, transport_words(take_robot(words)[1]))
+            parse_plain(kind, transport_words(take_robot(words)[1]))
     own = {f.name for f in fields(BenchConfig)}
     for task, *words in commands(page, "bench"):
         config = parse_plain(BenchConfig, [w for w in words if w.partition("=")[0] in own])
@@ -164,10 +172,14 @@ def helped(text: str) -> dict[str, dict[str, str]]:
 
 TRAIN = helped(train_help())
 OTHERS = helped(eval_help())[""] | helped(bench_help())[""] | helped(export_help())[""]
-for schema in (SysidConfig, ExciteConfig, DistillCommand):
-    OTHERS |= helped(settings_help(schema))[""]
+OF_PAGE = {  # what commands with settings of the same names as others' have in their own pages
+    "identification.md": helped(settings_help(SysidConfig))[""] | helped(settings_help(ExciteConfig))[""],
+    "adaptation.md": helped(settings_help(DistillCommand))[""],
+    "robustness.md": helped(robustness_help())[""],
+}
 RL = helped(rl_help("rl"))[""] | helped(rl_help("finetune"))[""]
 KNOWN = set(RL) | {key for section in TRAIN.values() for key in section} | set(OTHERS)
+KNOWN |= {key for settings in OF_PAGE.values() for key in settings}
 
 
 def tables(page: Path) -> Iterator[tuple[str, list[list[str]]]]:
@@ -193,6 +205,7 @@ def test_defaults_in_tables_are_those_of_the_code(page: Path) -> None:
         section = re.search(r"`(\w+=\w+)`", heading)
         group = section[1].partition("=")[0] + "." if section else ""
         where = TRAIN[section[1]] if section else RL if page.name == "ppo.md" else TRAIN[""] | OTHERS
+        where = where | OF_PAGE.get(page.name, {})
         if page.name == "data.md":
             group = "window."
         for name, shown in rows:

@@ -80,7 +80,8 @@ def test_poses_that_do_not_tell_are_refused() -> None:
 
 def arm_pictures(mount: str, camera: np.ndarray, n: int = 10) -> list[Taken]:
     """Pictures of the board from poses of the ur5e around its home, whose camera sees the board in its middle."""
-    kinematics, random, taken = Kinematics.load("ur5e"), np.random.default_rng(1), []
+    kinematics, random = Kinematics.load("ur5e"), np.random.default_rng(1)
+    taken: list[Taken] = []
     away = transform(np.array([-0.14, -0.1, 0.45]), np.eye(3))  # the board before the camera at home
     home = transform(*kinematics.pose(HOME))
     board = home @ camera @ away if mount == "hand" else np.linalg.inv(home) @ camera @ away
@@ -145,7 +146,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected 0 < marker < square"):
         BoardConfig(marker=0.05)
     assert main_camera(["robot=ur5e", f"print_board={tmp_path}/board.png"]) == 0
-    assert cv2.imread(str(tmp_path / "board.png")).shape[1] == 2800  # 7 squares of 40 mm at 10 px a millimetre
+    printed = cv2.imread(str(tmp_path / "board.png"))
+    assert printed is not None
+    assert printed.shape[1] == 2800  # 7 squares of 40 mm at 10 px a millimetre
 
 
 def test_a_pose_is_taken_while_the_arm_stands_still() -> None:

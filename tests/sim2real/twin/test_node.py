@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from visuomotor.sim2real.messages import (
     Image,
     JointState,
     JointTrajectory,
+    Message,
     Pose,
     Text,
     TrajectoryPoint,
@@ -74,9 +76,12 @@ def make_stage(words: list[str] | None = None, **settings: Any) -> Stage:
     twin, plant = build_twin(robot, TwinCommand(**settings), bus.node("twin"))
     stage, listener = Stage(twin, plant, bus), bus.node("listener")
     for topic, kind in TOPICS.items():
-        box = stage.heard.setdefault(topic, [])
-        listener.subscribe(topic, kind, lambda m, t, box=box: box.append((t, m)))
+        listener.subscribe(topic, kind, partial(_hear, stage.heard.setdefault(topic, [])))
     return stage
+
+
+def _hear(box: list[tuple[int, Any]], message: Message, received_ns: int) -> None:
+    box.append((received_ns, message))
 
 
 @pytest.fixture

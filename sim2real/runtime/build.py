@@ -36,13 +36,16 @@ from visuomotor.sim2real.transports.base import Transport
 
 __all__ = ["PolicyFacts", "RuntimeConfig", "Setup", "check_policy", "describe_arm", "make_bridge", "make_rhythm"]
 
+_FADE_S, _FADE_CHANGES_S = 0.2, 0.35
+
 
 @dataclass(kw_only=True, slots=True)
 class RuntimeConfig:
     """Timing of the runtime.
 
     Attributes:
-        fade_s: a new chunk takes over within this time.
+        fade_s: a new chunk takes over within this time; null: 0.2 s for targets, 0.35 s for changes: an arm follows
+            sudden corrections late, and a policy that corrects again meanwhile begins to swing.
         lead: a new chunk goes on from targets that are no further ahead of the arm than this [rad or m].
         patience_s: without an action to execute for so long, the policy counts as stalled.
         action_time: when in its control step an action is meant to be reached, as a share of the step: 0.5 for
@@ -51,7 +54,7 @@ class RuntimeConfig:
         decode_threads: decode pictures in threads of their own.
     """
 
-    fade_s: float = 0.2
+    fade_s: float | None = None
     lead: float = 0.1
     patience_s: float = 2.0
     action_time: float = 0.5
@@ -59,7 +62,7 @@ class RuntimeConfig:
     decode_threads: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.fade_s < 10 or not 0 < self.patience_s < 1e6:
+        if not 0 <= (self.fade_s or 0.0) < 10 or not 0 < self.patience_s < 1e6:
             raise ConfigError(f"runtime: fade_s={self.fade_s}, patience_s={self.patience_s}: expected 0.1, 2 or so")
         if not self.lead > 0:
             raise ConfigError(f"runtime.lead={self.lead}: expected more than 0")
@@ -176,7 +179,10 @@ def make_bridge(
     dt_s = 1.0 / loop_hz(robot)
     scheduler = None
     if policy is not None and policy.acts:
-        scheduler = Scheduler(check_policy(policy, arm)[1], fade_s=runtime.fade_s, lead=runtime.lead)
+        actions = check_policy(policy, arm)[1]
+        own = _FADE_S if actions.absolute else _FADE_CHANGES_S
+        fade_s = own if runtime.fade_s is None else runtime.fade_s
+        scheduler = Scheduler(actions, fade_s=fade_s, lead=runtime.lead)
     observer = Observer(
         robot,
         arm,

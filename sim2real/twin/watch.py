@@ -58,18 +58,33 @@ class CommandWatch:
         self._last = self._velocity = None
 
     def position(self, q: np.ndarray, now_ns: int) -> None:
-        """A command of positions ``[n]``; what was lost in between stretches the time that it had."""
+        """A command of positions ``[n]``.
+
+        Commands follow each other by their period, whenever they come; if they then violate a limit, and there was time
+        for others that were lost in between, these have had their share of it.
+        """
         self._range(q)
         if self._last is not None:
-            gap = (now_ns - self._last[0]) / 1e9
-            dt = self._period * max(1, round(gap / self._period))
-            velocity = (q - self._last[1]) / dt
+            lost = max(1, round((now_ns - self._last[0]) * 1e-9 / self._period))
+            stretched = lost > 1 and not self._fits(q, self._period) and self._fits(q, lost * self._period)
+            dt = lost * self._period if stretched else self._period
+            velocity = self._moved(q, dt)
             self._rate("velocity", velocity, self._limits.velocity, 2 * _ROUNDING / dt)
             if self._velocity is not None:
                 change = (velocity - self._velocity) / dt
                 self._rate("acceleration", change, self._limits.acceleration, 4 * _ROUNDING / dt**2)
             self._velocity = velocity
         self._last = (now_ns, q)
+
+    def _moved(self, q: np.ndarray, dt: float) -> np.ndarray:
+        assert self._last is not None
+        return (q - self._last[1]) / dt
+
+    def _fits(self, q: np.ndarray, dt: float) -> bool:
+        v, most = self._moved(q, dt), 1 + _SHARE
+        change = np.zeros_like(v) if self._velocity is None else (v - self._velocity) / dt
+        slow = (np.abs(v) <= self._limits.velocity * most + 2 * _ROUNDING / dt).all()
+        return bool(slow and (np.abs(change) <= self._limits.acceleration * most + 4 * _ROUNDING / dt**2).all())
 
     def trajectory(self, knots: Knots, begins: np.ndarray, desired: np.ndarray) -> None:
         """A trajectory that is at ``begins [n]`` when it replaces one that was at ``desired [n]``."""

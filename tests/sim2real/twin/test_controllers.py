@@ -134,6 +134,7 @@ def test_positions_rates_and_what_is_lost() -> None:
     assert watched(1.0, 1.001) == {"position": 1}
     assert watched(0.0, 0.018, every_ms=20) == {}  # one between them was lost
     assert watched(0.0, 0.009, 0.018, every_ms=1) == {}  # a late one arrives with the next
+    assert watched(0.0, 0.009, 0.018, every_ms=17) == {}  # all are late: none was lost
 
 
 def test_the_worst_is_a_multiple_of_the_limit() -> None:

@@ -124,10 +124,6 @@ class Track:
         share = (time_ns - t0) / (t1 - t0)
         return (1.0 - share) * self._values[after - 1] + share * self._values[after]
 
-    def nearest_ns(self, time_ns: int) -> int:
-        """Time of the value nearest to a time."""
-        return min(self._times, key=lambda t: abs(t - time_ns))
-
 
 class JointHistory:
     """Measured joint positions and velocities, cleared of what cannot be true.

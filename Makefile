@@ -60,7 +60,7 @@ $(BIN)/pip:
 
 # gym-pusht pins the OpenCV that has a GUI, which would overwrite the headless one: hence --no-deps. The extra brings the rest.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
-	@echo "installing into $(VENV) (about 1.5 GB, a minute or two) ..."
+	@echo "installing into $(VENV) (about 3 GB, a minute or two) ..."
 	@$(PIP) setuptools
 	@$(PIP) --no-build-isolation -e '.[dev,pusht]'
 	@$(PIP) --no-deps gym-pusht

@@ -156,18 +156,22 @@ def test_ends_move_by_what_happens_at_them_by_hand() -> None:
     assert ends[0].tolist() == ends[1].tolist() == [0.5, 0.0]  # never across the nominal value
 
 
-def test_episodes_at_an_end_that_moved_away_count_for_nothing() -> None:
+def test_an_end_waits_for_all_episodes_there() -> None:
+    """One of two succeeds at once, the other fails late: 0.5, at which nothing moves."""
     adr: ADR = bound(ADR([DELAY], ADRConfig(step=0.5, episodes=1, share=1.0)), 2)
     begin(adr, 2)
     assert adr._worker.tolist() == [1, 1]  # the upper end of the one parameter
     adr.watch(torch.tensor([True, False]), torch.tensor([True, False]))
     adr.adapt(0, alone)
-    assert adr._ends[1].tolist() == [0.5]
-    assert adr._worker.tolist() == [-1, -1]
-    adr.watch(torch.tensor([False, True]), torch.tensor([False, True]))
+    assert adr._ends[1].tolist() == [0.0]
+    first = torch.tensor([True, False])
+    adr.apply(Selection(first), Draws(torch.arange(1)))
+    assert adr._worker.tolist() == [-1, 1]  # as many have begun there as are asked for
+    adr.watch(torch.zeros(2, dtype=torch.bool), ~first)
     adr.adapt(0, alone)
-    assert adr._ends[1].tolist() == [0.5]
-    assert adr.report()["dr_success"] == 1.0  # it counts as an episode of anywhere
+    assert adr._ends[1].tolist() == [0.0]
+    begin(adr, 2)
+    assert adr._worker.tolist() == [1, 1]  # the next are begun
 
 
 def test_counts_of_processes_are_added_and_all_move_alike() -> None:

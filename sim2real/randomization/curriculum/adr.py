@@ -23,10 +23,11 @@ class ADR(Curriculum):
     """Uniform ranges that begin as points (OpenAI et al. 2019, arXiv:1910.07113, algorithm 1).
 
     A share of the episodes has one parameter at one end of its range, chosen at random, and the others anywhere within
-    theirs. When enough of them are counted at an end, it moves: outwards where the policy succeeds, back where it
-    fails, by a fixed step, never beyond the widest range nor across the nominal value. Its count begins anew then, and
-    episodes that still run at where the end was are counted for nothing. Unlike in the paper the ends move between the
-    updates of the policy, and the counts of all processes are added up: every process has the same ranges.
+    theirs. When enough of them have begun at an end, no more are begun, and when the last of them has ended, it moves:
+    outwards where the policy succeeds, back where it fails, by a fixed step, never beyond the widest range nor across
+    the nominal value. (Judging by those that end first would flatter it: successes are often shorter than failures.)
+    Unlike in the paper the ends move between the updates of the policy, and the counts of all processes are added up:
+    every process has the same ranges.
 
     A range of values to choose moves by one value at least.
 
@@ -52,22 +53,24 @@ class ADR(Curriculum):
         self._outwards = torch.tensor([[-1.0], [1.0]], dtype=torch.float64, device=device)
         self._worker = torch.full((n,), -1, dtype=torch.int64, device=device)  # which end a world is at; -1: none
         self._tally = torch.zeros(2 * k, 2, dtype=torch.int64, device=device)  # episodes, and successes
+        self._open = torch.ones(2 * k, dtype=torch.bool, device=device)  # ends at which episodes are still begun
         self._elsewhere = torch.zeros(2, dtype=torch.int64, device=device)
         self._rate = torch.full((), torch.nan, dtype=torch.float64, device=device)
 
     def adapt(self, env_steps: int, gather: Gather) -> None:
         c = self._config
         total = gather(self._tally[None]).sum(0)
-        judged = (total[:, 0] >= c.episodes).view(2, -1)
+        at = self._worker[self._worker >= 0]
+        running = gather(torch.bincount(at, minlength=len(total))[None]).sum(0)
+        done = (total[:, 0] >= c.episodes) & (running == 0)
+        judged = done.view(2, -1)
         rate = (total[:, 1] / total[:, 0].clamp_min(1)).view(2, -1)
         move = judged.double() * ((rate >= c.widen).double() - (rate <= c.narrow).double()) * self._step
-        before = self._ends.clone()
         nominal = self.space.nominal
         self._ends[0] = (self._ends[0] - move[0]).clamp_min(0.0).minimum(nominal)
         self._ends[1] = (self._ends[1] + move[1]).clamp_max(1.0).maximum(nominal)
-        moved = (self._ends != before).flatten()
-        self._tally.masked_fill_(judged.flatten()[:, None], 0)
-        self._worker.masked_fill_((self._worker >= 0) & moved[self._worker.clamp_min(0)], -1)
+        self._tally.masked_fill_(done[:, None], 0)
+        self._open.copy_(done | (total[:, 0] + running < c.episodes))
         elsewhere = gather(self._elsewhere[None]).sum(0)
         if int(elsewhere[0]) >= c.episodes:
             self._rate.copy_(elsewhere[1] / elsewhere[0])
@@ -75,8 +78,8 @@ class ADR(Curriculum):
 
     def buffers(self) -> dict[str, Tensor]:
         return super().buffers() | {
-            "ends": self._ends, "worker": self._worker, "tally": self._tally, "elsewhere": self._elsewhere,
-            "rate": self._rate,
+            "ends": self._ends, "worker": self._worker, "tally": self._tally, "open": self._open,
+            "elsewhere": self._elsewhere, "rate": self._rate,
         }  # fmt: skip
 
     def report(self) -> dict[str, float]:
@@ -97,7 +100,7 @@ class ADR(Curriculum):
         low, high = self._edges()
         z = low + (high - low) * draws.uniform((len(low),)).double()
         end = self._movable[draws.integers(len(self._movable))]
-        worker = torch.where(draws.uniform() < self._config.share, end, -1)
+        worker = torch.where((draws.uniform() < self._config.share) & self._open[end], end, -1)
         worlds.put(self._worker, worker)
         column = torch.arange(len(low), device=z.device)
         at_end = (worker >= 0)[:, None] & ((end % len(low))[:, None] == column)
@@ -112,3 +115,4 @@ class ADR(Curriculum):
         outcome = torch.stack([ended, ended & reached], 1).long()  # [N, 2]
         self._tally.index_add_(0, self._worker.clamp_min(0), outcome * at_end[:, None])
         self._elsewhere += (outcome * ~at_end[:, None]).sum(0)
+        self._worker.masked_fill_(ended, -1)

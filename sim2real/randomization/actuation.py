@@ -15,7 +15,7 @@ from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.world import World
 from visuomotor.envs.sim.written import Written
-from visuomotor.sim2real.randomization.drawn import Drawing, Drawn, columns_of
+from visuomotor.sim2real.randomization.drawn import Drawing, Drawn, columns_of, slots
 
 __all__ = ["ERRORS", "ActionError", "CommandDropout", "ControlDelay", "EncoderOffset"]
 
@@ -85,7 +85,7 @@ class ControlDelay(Drawn):
         super().bind(world)
         n, device = world.sim.num_envs, world.sim.device
         assert world.control is not None
-        depth = round(self.spread.largest / world.dt) + 1
+        depth = slots(self.spread, world.dt)
         self._sent = torch.zeros(n, depth, world.control.spec.size, device=device)
         self._arrival = torch.full((n, depth), _NEVER, dtype=torch.int64, device=device)  # step at which it is there
         self._last = torch.full((n,), -1, dtype=torch.int64, device=device)  # step of the command that acted last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.spread import Source, Spread
 from visuomotor.envs.sim.world import World
 
-__all__ = ["Drawing", "Drawn", "columns_of", "keys_of"]
+__all__ = ["Drawing", "Drawn", "columns_of", "keys_of", "slots"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,14 @@ class Drawn(Event):
     @abstractmethod
     def _find(self, world: World) -> int:
         """Look names up; how many numbers there are unless they are shared."""
+
+
+def slots(spread: Spread, dt: float) -> int:
+    """How many control steps have to be remembered for delays [s] of ``spread``, the present one included.
+
+    Numbers are drawn in float32: half a step may round up there where it does not in float64.
+    """
+    return math.floor(spread.largest / dt + 0.5 + 1e-4) + 1
 
 
 def keys_of(term: str, names: Sequence[str], specs: Mapping[str, ArraySpec], *, optional: bool) -> list[str]:

@@ -12,7 +12,7 @@ from visuomotor.data.rotations import axis_angle_to_quat, matrix_to_rot6d, quat_
 from visuomotor.envs.sim.random import Draws
 from visuomotor.envs.sim.selection import Selection
 from visuomotor.envs.sim.world import World
-from visuomotor.sim2real.randomization.drawn import Drawing, Drawn, keys_of
+from visuomotor.sim2real.randomization.drawn import Drawing, Drawn, keys_of, slots
 
 __all__ = ["ERRORS", "ObservationDelay", "ObservationDropout", "ObservationError", "PoseError"]
 
@@ -174,7 +174,7 @@ class ObservationDelay(_Remembering):
         return out
 
     def _depth(self) -> int:
-        return round(self.spread.largest / self._world.dt) + 1
+        return slots(self.spread, self._world.dt)
 
 
 class ObservationDropout(_Remembering):

@@ -196,6 +196,15 @@ def test_late_commands_act_later() -> None:
         torch.testing.assert_close(got[k:, i], given[: 12 - k, i])
 
 
+def test_a_delay_of_half_a_step_more_has_room() -> None:
+    """4.5 steps are 4 in float64 and 5 in the float32 that they are drawn in."""
+    assert round(0.09 / (1 / 50)) == 4
+    env = reacher(1, term("control_delay", low=0.09, high=0.09))
+    env.reset(seeds=[0])
+    given, got = inputs(env, 12)
+    torch.testing.assert_close(got[5:, 0], given[:7, 0])
+
+
 def test_commands_that_overtake_each_other_act_in_order() -> None:
     env = reacher(50, term("control_jitter", low=0.08, high=0.08), steps=60)
     env.reset(seeds=range(50))

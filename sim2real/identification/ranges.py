@@ -41,9 +41,6 @@ def randomization(
         elif block.quantity == "actuator_delay":
             names = [prefix + a for a in robot.actuators]
             terms["actuator_delay"] = {"names": names, "shared": True, **_range("=", found[0].low, found[0].high)}
-        elif block.quantity == "velocity_gain":  # negative in the model: as a factor
-            low, high = (x / float(block.nominal[0]) for x in (found[0].low, found[0].high))
-            terms[_key(block)] = {"term": block.quantity, "names": [prefix + block.thing], **_range("*", low, high)}
         elif block.quantity != "sensor_delay":
             terms[_key(block)] = {
                 "term": block.quantity, "names": [prefix + block.thing], **_range("=", found[0].low, found[0].high),

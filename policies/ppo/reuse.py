@@ -85,8 +85,10 @@ class Reuse:
         usable = torch.isfinite(start).all(1)
         start = torch.where(usable[:, None], start, 0.0)
         trace = start.sum(1).exp().clamp(max=1.0).view_as(r.reward)
-        traced = make_samples(r, self._mask, c.lam, trace)
-        return replace(traced, start=start, valid=traced.valid * usable)
+        s = make_samples(r, self._mask, c.lam, trace)
+        # what the policy of then did is not what that of now would: V-trace weighs the first step too
+        target = s.value + trace.flatten() * s.advantage
+        return replace(s, start=start, target=target, valid=s.valid * usable)
 
     def _log_ratio(self, s: Samples) -> Tensor:
         c, found = self._config, self._evaluate(s).log_ratio

@@ -75,6 +75,11 @@ def test_what_was_drawn_otherwise_starts_elsewhere(target_env, make_trainer) -> 
     torch.testing.assert_close(samples.start[n:, 0], now, rtol=1e-4, atol=1e-5)
     assert float(now.detach().abs().max()) > 0.01
     assert not samples.start[:n].any()
+    weight = now.detach().exp().clamp(max=1.0)  # V-trace: also of the first step, in what the critic learns
+    assert float(weight.min()) < 0.999
+    torch.testing.assert_close(
+        samples.target[n:], samples.value[n:] + weight * samples.advantage[n:], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_it_learns_more_from_as_many_steps(target_env, make_trainer) -> None:

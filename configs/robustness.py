@@ -43,7 +43,7 @@ from visuomotor.sim2real.robustness.conditions import (
     pair_conditions,
     single_conditions,
 )
-from visuomotor.sim2real.robustness.config import FactorConfig
+from visuomotor.sim2real.robustness.config import FactorConfig, check_together
 from visuomotor.sim2real.robustness.detect import Watched, encode, strangeness
 from visuomotor.sim2real.robustness.report import write_report
 from visuomotor.sim2real.robustness.store import ResultStore
@@ -173,6 +173,7 @@ def read_factors(name: str, only: Sequence[str] = ()) -> dict[str, FactorConfig]
         for term, settings in found.terms.items():  # unknown terms and settings are refused before anything is run
             typed_randomization({"terms": {term: {**settings, "low": found.levels[0], "high": found.levels[0]}}})
         out[str(key)] = found
+    check_together(out)
     return out
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from visuomotor.data.errors import ConfigError
 
-__all__ = ["FactorConfig"]
+__all__ = ["FactorConfig", "check_together"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,3 +40,20 @@ class FactorConfig:
             raise ConfigError(f"levels={self.levels}: expected finite numbers, which are what terms take")
         if given := [n for n, t in self.terms.items() if not isinstance(t, dict) or {"low", "high", "values"} & set(t)]:
             raise ConfigError(f"term {given[0]!r}: expected settings without low, high and values: the levels")
+
+
+def check_together(factors: Mapping[str, FactorConfig]) -> None:
+    """Under several factors at once each has to keep its own level.
+
+    Raises:
+        ConfigError: two of them set the same.
+    """
+    owner: dict[str, str] = {}
+    for key, factor in factors.items():
+        for name in (*factor.terms, *([factor.setting] if factor.setting else [])):
+            if name in owner:
+                raise ConfigError(
+                    f"factors {owner[name]!r} and {key!r} both set {name!r}, so that one would undo the other: give "
+                    "terms of the same kind names of their own, as <name>: {term: <kind>, ...}"
+                )
+            owner[name] = key

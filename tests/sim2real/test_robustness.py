@@ -128,6 +128,10 @@ def test_results_are_kept_and_a_line_cut_off_is_run_again(tmp_path: Path) -> Non
         ("factors: {a: {terms: {mass: {names: [x]}}, levels: [heavy]}}", "finite numbers"),
         ("factors: {a: {terms: {mas: {names: [x]}}, levels: [1]}}", "mass"),
         ("factors: {a: {terms: {mass: {names: [x], low: 1}}, levels: [1]}}", "the levels"),
+        (
+            "factors: {a: {terms: {mass: {names: [x]}}, levels: [1]}, b: {terms: {mass: {names: [y]}}, levels: [2]}}",
+            "'a' and 'b' both set 'mass'",
+        ),
         ("other: 1", "holds no factors"),
         ("factors: {a: {level: [1]}}", "'a'"),
     ],

@@ -167,5 +167,7 @@ def _finish(config: ReplayConfig, result: Mapping[str, Any], console: Console) -
     lines += recorded_lines(result["recorded"], config.record, None)
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     if config.out is not None:
-        Path(config.out).expanduser().write_text(json.dumps(result, indent=1))
+        out = Path(config.out).expanduser()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1))
     return 1 if result["faults"] else 0

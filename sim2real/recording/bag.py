@@ -29,14 +29,15 @@ _METADATA = "metadata.yaml"
 
 @dataclass
 class BagCounts:
-    """Messages by topic, and the topics of types that this package does not speak."""
+    """Messages by topic, the topics of types that this package does not speak, and why the bag ends early, if so."""
 
     messages: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    trouble: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"messages": dict(self.messages), "left_out": dict(self.left_out)}
+        return {"messages": dict(self.messages), "left_out": dict(self.left_out), "trouble": self.trouble}
 
 
 class BagWriter:
@@ -184,14 +185,26 @@ class BagRecorder:
     def _write(self, topic: str, ros_type: str, data: bytes, received_ns: int, offered: Sequence[Qos]) -> None:
         stamp_ns = self._transport.stamp_ns() - (self._transport.now_ns() - received_ns)
         with self._lock:
-            if not self._closed:
+            if self._closed:
+                return
+            try:
                 self._writer.add(topic, ros_type, data, stamp_ns, offered)
+            except OSError as error:  # a full disk, in the transport's thread: nobody there would tell
+                self._closed = True
+                self._tell(error)
+
+    def _tell(self, error: OSError) -> None:
+        counts = self._writer.counts
+        counts.trouble = counts.trouble or f"the bag ends early: {error.strerror or error}"
 
     def close(self) -> BagCounts:
         """Finish the bag. The transport stays open."""
         with self._lock:
             self._closed = True
-            self._writer.close()
+            try:
+                self._writer.close()
+            except OSError as error:
+                self._tell(error)
         return self._writer.counts
 
 

@@ -53,11 +53,13 @@ class BagProcess:
         """End it; returns messages by topic, or ``error``."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-        found = self._read()
+        patience = threading.Timer(_END_S, self._process.kill)  # a disk that hangs must not hold up the session's end
+        patience.start()
         try:
-            self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+            found = self._read()
+            self._process.wait()
+        finally:
+            patience.cancel()
         return found
 
     def _read(self) -> dict[str, Any]:

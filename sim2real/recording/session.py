@@ -65,7 +65,8 @@ def recorded_lines(found: Mapping[str, Any], record: str | None, bag: str | None
         if "error" in topics:
             return [*lines, f"  {bag}: {topics['error']}"]
         n = topics["messages"]
-        lines.append(f"  {bag}: {sum(n.values())} messages of {len(n)} topics")
+        trouble = f": {topics['trouble']}" if topics["trouble"] else ""
+        lines.append(f"  {bag}: {sum(n.values())} messages of {len(n)} topics{trouble}")
         lines += [f"    left out: {topic}, of type {kind}" for topic, kind in topics["left_out"].items()]
     return lines
 

@@ -171,8 +171,11 @@ class EpisodeTape:
         """Write what is waiting, drop an episode that has no end, and close the store."""
         self._items.put(None)
         self._thread.join()
-        self._recorder.close()
-        self._store.close()
+        try:
+            self._recorder.close()
+            self._store.close()
+        except UserError as error:  # what else the session has to tell is not lost for it
+            self._tell(error)
         return self.counts
 
     # ---- in the tape's thread
@@ -181,10 +184,14 @@ class EpisodeTape:
         while (item := self._items.get()) is not None:
             try:
                 self._take(item)
-            except UserError as error:  # a full disk, or a value that the store does not take
-                self.counts.trouble = self.counts.trouble or str(error)
+            except Exception as error:  # a full disk, a value that the store does not take: later episodes go on
+                self._tell(error)
                 if self._now is not None:
                     self._now.cut = True
+
+    def _tell(self, error: Exception) -> None:
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        self.counts.trouble = self.counts.trouble or text
 
     def _take(self, item: _Row | _Text | _End) -> None:
         if isinstance(item, _Row):

@@ -20,8 +20,10 @@ from rosbags.typesys import Stores, get_typestore
 from visuomotor.data.errors import DataError, UserError
 from visuomotor.data.importing.mcap_file import McapFile
 from visuomotor.sim2real.messages import Boolean, FloatArray, Image, JointState, Text
+from visuomotor.sim2real.recording import bag_process
 from visuomotor.sim2real.recording.bag import BagRecorder, BagWriter
 from visuomotor.sim2real.recording.bag_process import BagProcess
+from visuomotor.sim2real.recording.session import recorded_lines
 from visuomotor.sim2real.transports.base import LATCHED, Qos
 from visuomotor.sim2real.transports.cdr import encode
 from visuomotor.sim2real.transports.choose import TransportConfig, make_transport
@@ -120,6 +122,30 @@ def test_a_bag_that_was_not_closed_is_read_by_scanning(tmp_path):
     writer.close()
 
 
+def test_a_full_disk_ends_the_bag_and_is_told(tmp_path, monkeypatch):
+    bus = Bus()
+    flags = bus.node("robot").advertise("/flag", Boolean)
+    writer = BagWriter(tmp_path / "a.mcap")
+    recorder = BagRecorder(bus.node("bag"), writer)
+    recorder.discover()
+    flags.publish(Boolean(data=True))
+    bus.advance(SECOND)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "add", full)
+        flags.publish(Boolean(data=True))
+        bus.advance(SECOND)
+    flags.publish(Boolean(data=True))  # after a gap nothing comes any more
+    bus.advance(SECOND)
+    counts = recorder.close().to_dict()
+    assert counts["messages"] == {"/flag": 1}
+    (line,) = recorded_lines({"bag": counts}, None, "a.mcap")
+    assert line == "  a.mcap: 1 messages of 1 topics: the bag ends early: No space left on device"
+
+
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "a.mcap").write_text("precious")
     with pytest.raises(DataError, match="exists"):
@@ -150,7 +176,7 @@ def test_the_process_records_bytes_as_they_came(tmp_path, dds):
     states, flags = robot.advertise("/joint_states", JointState), robot.advertise("/flag", Boolean)
     bag = BagProcess(tmp_path / "take", dds)
     wait_for(lambda: states.matched() == 1)
-    for _ in range(20):
+    for _ in range(100):  # on a busy machine both ends do not find each other at the same time
         states.publish(STATE)
         flags.publish(Boolean(data=True))
         time.sleep(0.02)
@@ -181,7 +207,7 @@ def test_it_ends_with_its_parent_and_leaves_a_whole_bag(tmp_path, dds):
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     wait_for(lambda: states.matched() == 1)
-    for _ in range(10):
+    for _ in range(100):
         states.publish(STATE)
         time.sleep(0.02)
     parent.send_signal(signal.SIGKILL)
@@ -200,6 +226,13 @@ def _alive(pid):
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_process_that_hangs_does_not_hold_up_the_end(tmp_path, dds, monkeypatch):
+    bag = BagProcess(tmp_path / "a.mcap", dds)
+    monkeypatch.setattr(bag_process, "_END_S", 0.5)
+    bag._process.send_signal(signal.SIGSTOP)
+    assert "ended with status -9" in bag.close()["error"]
 
 
 def test_what_cannot_begin_is_one_sentence(tmp_path, dds):

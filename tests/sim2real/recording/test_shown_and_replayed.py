@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from arm_rig import JOINTS, MS, FakeArm, robot
+from rich.console import Console
 
+from visuomotor.configs import record, replay_motion
 from visuomotor.configs.cli import main
 from visuomotor.configs.record import RecordConfig, record_setup
 from visuomotor.configs.replay_motion import ReplayConfig, replay_setup
@@ -244,3 +247,11 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
         err = capsys.readouterr().err
         assert text in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("command", "config"), [(record, RecordConfig), (replay_motion, ReplayConfig)])
+def test_a_summary_goes_into_a_folder_that_is_made(command, config, tmp_path):
+    out = tmp_path / "new" / "summary.json"
+    result = {"episodes": [], "successes": 0, "faults": [], "recorded": {}}
+    assert command._finish(config(store="a.zarr", out=str(out)), result, Console(quiet=True)) == 0
+    assert json.loads(out.read_text()) == result

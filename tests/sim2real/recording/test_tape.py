@@ -228,6 +228,39 @@ def test_a_value_that_the_store_does_not_take_is_told(rig, tmp_path, monkeypatch
     assert "action" in tape.close().trouble
 
 
+def test_an_error_of_any_kind_is_told_and_costs_its_own_step_only(rig, tmp_path, monkeypatch):
+    tape = tape_of(rig, tmp_path / "demos.zarr")
+    step, rows = tape._recorder.step, []
+
+    def odd(data):
+        rows.append(data)
+        if len(rows) == 5:
+            raise ValueError("odd")
+        step(data)
+
+    monkeypatch.setattr(tape._recorder, "step", odd)
+    rig.start()
+    rig.run(1.0)
+    rig.box.put(Request.SUCCESS)
+    rig.run(0.3)
+    counts = tape.close()
+    assert (counts.episodes, counts.steps, counts.trouble) == (1, 4, "ValueError: odd")
+    with DemoStore.open(tmp_path / "demos.zarr") as store:
+        assert not store.episode_columns["complete"][0]
+
+
+def test_a_store_that_cannot_be_closed_does_not_cost_the_summary(rig, tmp_path, monkeypatch):
+    tape = tape_of(rig, tmp_path / "demos.zarr")
+
+    def full():
+        raise DataError("no space is left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tape._store, "close", full)
+        assert tape.close().trouble == "no space is left"
+    tape._store.close()
+
+
 def test_stores_that_do_not_fit_are_refused(tmp_path):
     specs = array_specs(spec(), JOINTS, gripper=True)
     with DemoStore.create(tmp_path / "a.zarr", {**specs, "reward": ArraySpec(shape=())}, fps=20.0):

@@ -76,7 +76,7 @@ def main_latency(words: Sequence[str], ask: Callable[[str], str] = input) -> int
         f"Joint {joint!r} of {robot.name} will swing by up to {config.amplitude:g} rad for {config.seconds:g} s. "
         "Is the space around the arm free, and a hand at the emergency stop? Type yes: "
     )
-    if not config.yes and ask(question).strip().lower() != "yes":
+    if not config.yes and _answer(ask, question, "no") != "yes":
         console.print("nothing was moved")
         return 1
     transport = make_transport(config.transport)
@@ -138,8 +138,12 @@ def main_camera(words: Sequence[str], ask: Callable[[str], str] = input) -> int:
         taken = load_taken(folder, robot.joints)
     else:
         folder = Path(config.out).expanduser()
-        taken = _take(robot, config, board, ask, console)
-        save_taken(folder, taken, robot.joints)
+        taken = []
+        try:
+            _take(robot, config, board, ask, console, taken)
+        finally:  # ten poses of an arm are work, whatever ends it: `poses=` goes on with them
+            if taken:
+                save_taken(folder, taken, robot.joints)
     mounting = solve_mounting(taken, board, kinematics, config.mount)
     document = {"camera": config.camera, **mounting.document()}
     (folder / "camera.json").write_text(json.dumps(document, indent=1))
@@ -156,14 +160,14 @@ def main_camera(words: Sequence[str], ask: Callable[[str], str] = input) -> int:
 
 
 def _take(
-    robot: RobotConfig, config: CameraCalibrationConfig, board: Board, ask: Callable[[str], str], console: Console
-) -> list[Taken]:
-    """Pictures and poses as the person asks for them."""
+    robot: RobotConfig, config: CameraCalibrationConfig, board: Board, ask: Callable[[str], str], console: Console,
+    taken: list[Taken],
+) -> None:  # fmt: skip
+    """Pictures and poses as the person asks for them, added to ``taken``."""
     transport = make_transport(config.transport)
-    taken: list[Taken] = []
     try:
         taker = PoseTaker(robot, config.camera, transport, time.sleep)
-        while ask(f"{len(taken)} pictures. Enter takes one, d ends: ").strip().lower() not in ("d", "done", "q"):
+        while _answer(ask, f"{len(taken)} pictures. Enter takes one, d ends: ", "d") not in ("d", "done", "q"):
             try:
                 one = taker.take()
             except UserError as e:
@@ -177,7 +181,14 @@ def _take(
             console.print(f"{len(view.pixels)} corners")
     finally:
         transport.close()
-    return taken
+
+
+def _answer(ask: Callable[[str], str], question: str, nobody: str) -> str:
+    """What the person types; ``nobody`` where nobody can: a script without a terminal, or Ctrl-D."""
+    try:
+        return ask(question).strip().lower()
+    except EOFError:
+        return nobody
 
 
 def _print_board(board: Board, path: Path, console: Console) -> int:

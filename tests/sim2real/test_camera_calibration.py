@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visuomotor.configs.calibrate import main_camera
+from visuomotor.configs import calibrate
+from visuomotor.configs.calibrate import main_camera, main_latency
+from visuomotor.configs.robots import load_robot
 from visuomotor.data.errors import ConfigError, UserError
 from visuomotor.data.rotations import axis_angle_to_quat, quat_to_matrix
 from visuomotor.sim2real.calibration.board import Board, BoardConfig, Intrinsics
@@ -149,6 +151,41 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     printed = cv2.imread(str(tmp_path / "board.png"))
     assert printed is not None
     assert printed.shape[1] == 2800  # 7 squares of 40 mm at 10 px a millimetre
+
+
+@pytest.mark.parametrize(("end", "raised"), [(EOFError, UserError), (KeyboardInterrupt, KeyboardInterrupt)])
+def test_pictures_are_kept_however_the_taking_ends(
+    end: type[BaseException], raised: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera = transform(np.array([0.05, -0.02, 0.03]), turned(np.array([0.1, -0.2, 0.3])))
+    coming = iter(arm_pictures("hand", camera, n=2))
+
+    class Taker:
+        def __init__(self, *_: object) -> None: ...
+
+        def take(self) -> Taken:
+            return next(coming)
+
+    answers = iter(["", ""])
+
+    def ask(_: str) -> str:
+        for answer in answers:
+            return answer
+        raise end
+
+    monkeypatch.setattr(calibrate, "PoseTaker", Taker)
+    monkeypatch.setattr(calibrate, "make_transport", lambda _: Bus().node("calibration"))
+    with pytest.raises(raised):  # two are too few
+        main_camera(["robot=ur5e", f"out={tmp_path}"], ask)
+    assert len(load_taken(tmp_path, load_robot("ur5e").joints)) == 2
+
+
+def test_nothing_moves_where_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    def nobody(_: str) -> str:
+        raise EOFError
+
+    assert main_latency(["robot=ur5e"], nobody) == 1
+    assert "nothing was moved" in capsys.readouterr().out
 
 
 def test_a_pose_is_taken_while_the_arm_stands_still() -> None:

@@ -207,7 +207,7 @@ def test_the_newest_observation_of_a_robot_wins(source, start, spec, ask):
 
 
 def test_robots_that_ask_at_the_same_time_are_computed_together(source, start, dial, ask):
-    server = start(source, gather_ms=200.0)
+    server = start(source, gather_ms=1000.0)  # it is over when all have asked
     clients = [dial(server.url) for _ in range(4)]
     out: dict[int, np.ndarray | None] = {}
     threads = [

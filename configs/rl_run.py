@@ -32,7 +32,7 @@ from visuomotor.sim2real.randomization.build import build_events
 __all__ = ["RLRun", "split_state", "whole_state"]
 
 _EVALUATIONS = 5  # over a run, where none are asked for
-_OF_THE_PROCESS = ("worlds", "collector", "reward_scale")  # the rest is the same in all processes
+_OF_THE_PROCESS = ("worlds", "collector", "reward_scale", "rollouts")  # the rest is the same in all processes
 
 
 class RLRun:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -106,7 +106,7 @@ class Learner:
                 out |= {f"{name}/{i}/{k}": v for k, v in optimizer.state[p].items()}
         for regulariser in self._regularisers:
             out |= {f"{regulariser.name}/{k}": v for k, v in regulariser.state().items()}
-        return out | self._reuse.state() | ({} if self._region is None else self._region.state())
+        return out | ({} if self._region is None else self._region.state())
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of :meth:`state`."""
@@ -120,9 +120,16 @@ class Learner:
         for regulariser in self._regularisers:
             prefix = f"{regulariser.name}/"
             regulariser.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        self._reuse.load_state(state, self._processes.device)
         if self._region is not None:
             self._region.load_state(state)
+
+    def rollouts(self) -> dict[str, Tensor]:
+        """The earlier rollouts that are learnt from again: of this process, unlike :meth:`state`."""
+        return self._reuse.state()
+
+    def load_rollouts(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of :meth:`rollouts`."""
+        self._reuse.load_state(state, self._processes.device)
 
     def _samples(self, rollout: Rollout) -> Samples:
         samples = self._reuse.samples(rollout)

@@ -60,13 +60,13 @@ class Reuse:
         for i, r in enumerate(self._kept):
             parts = {f"obs/{k}": v for k, v in r.obs.items()} | {f"aux/{k}": v for k, v in r.record.aux.items()}
             parts |= {"chunk": r.record.chunk} | {name: getattr(r, name) for name in _PARTS}
-            out |= {f"reuse/{i}/{k}": v for k, v in parts.items()}
+            out |= {f"{i}/{k}": v for k, v in parts.items()}
         return out
 
     def load_state(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Inverse of :meth:`state`; ``state`` may hold other things too."""
+        """Inverse of :meth:`state`."""
         self._kept = []
-        while parts := _under(state, f"reuse/{len(self._kept)}/", device):
+        while parts := _under(state, f"{len(self._kept)}/", device):
             record = Record(parts["chunk"], _under(parts, "aux/", device))
             self._kept.append(
                 Rollout(

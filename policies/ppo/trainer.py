@@ -130,6 +130,7 @@ class PPOTrainer:
             "exploration": self.likelihood.own_state(),
             "critic": self.critic.state_dict(),
             "ppo": self.learner.state(),
+            "rollouts": self.learner.rollouts(),
             "statistics": statistics,
             "reward_scale": self.scale.state_dict(),
             "progress": {k: torch.tensor(v, dtype=torch.float64) for k, v in done.items()},
@@ -145,6 +146,7 @@ class PPOTrainer:
         self.likelihood.load_state_dict(state.get("exploration", {}), strict=False)
         self.critic.load_state_dict(state["critic"])
         self.learner.load_state(state["ppo"])
+        self.learner.load_rollouts(state.get("rollouts", {}))
         self.scale.load_state_dict(state["reward_scale"])
         for key, stats in self._stats.items():
             prefix = f"{key}/"

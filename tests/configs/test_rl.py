@@ -202,6 +202,11 @@ def test_what_belongs_to_a_process_goes_back_to_it():
     assert split_state(state, 1) == {"policy": one, "worlds": state["worlds.1"]}
 
 
+def test_every_process_gets_its_own_earlier_rollouts_back() -> None:
+    one = {"0/reward": torch.zeros(1)}
+    assert split_state({"rollouts": {}, "rollouts.1": one}, 1) == {"rollouts": one}
+
+
 # ---- runs
 
 

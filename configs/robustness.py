@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -129,6 +130,9 @@ def main(words: Sequence[str]) -> int:
     factors = read_factors(config.factors, config.only)
     console = Console()
     policies = [_Tried(config, path, factors, console) for path in (config.checkpoint, *config.others)]
+    same = Counter(p.name for p in policies)
+    for p in (p for p in policies if same[p.name] > 1):  # checkpoints of one run, or runs of one name
+        p.name = str(p.loaded.checkpoint.path)
     out = policies[0].default_out if config.out is None else Path(config.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     documents = [p.document(ResultStore(out / "conditions.jsonl")) for p in policies]

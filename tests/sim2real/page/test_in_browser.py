@@ -134,10 +134,11 @@ def test_hold_to_run_repeats_while_it_is_held_and_ends_with_it(opened, box):
     opened.mouse("mousePressed", pad)
     wait_for(lambda: box.got.count(Request.HELD) >= 3)
     opened.mouse("mouseReleased", pad)
-    time.sleep(0.4)
-    n = len(box.got)
-    time.sleep(0.6)
-    assert len(box.got) == n
+    n, end = -1, time.monotonic() + 20
+    while len(box.got) != n:  # a busy machine delivers late what was asked for before
+        assert time.monotonic() < end
+        n = len(box.got)
+        time.sleep(0.6)
     opened.call("Input.dispatchKeyEvent", type="keyDown", key="k", code="KeyK", text="k")
     wait_for(lambda: len(box.got) >= n + 3)
     opened.call("Input.dispatchKeyEvent", type="keyUp", key="k", code="KeyK")

@@ -161,7 +161,7 @@ class Bridge:
         inputs = Inputs(
             request=request,
             problems=(*self._fatal, *p.watch.problems(now_ns, self.state, starved_s, commanded)),
-            stop=p.scene.stop,
+            stop=p.scene.take_stop(),
             held=now_ns - self._held_ns < _HELD_NS,
             arrived=self._arrived(),
             at_rest=self._resting,

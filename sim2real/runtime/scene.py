@@ -19,6 +19,7 @@ class Scene:
 
     def __init__(self, robot: RobotConfig, transport: Transport) -> None:
         self.good, self._stop = False, False
+        self._stops, self._taken = 0, 0  # how often anybody said to stop, and how often that was taken note of
         self._reset: Publisher[Text] | None = None
         if robot.stop_topic:
             transport.subscribe(robot.stop_topic, Boolean, self._on_stop)
@@ -28,10 +29,11 @@ class Scene:
             self._reset = transport.advertise(robot.reset_topic, Text)
         self.can_reset = self._reset is not None
 
-    @property
-    def stop(self) -> bool:
-        """Whether the newest word on ``stop_topic`` is to stop."""
-        return self._stop
+    def take_stop(self) -> bool:
+        """Whether ``stop_topic`` says to stop, or did since the last call: a short press between two ticks counts."""
+        stops = self._stops
+        pressed, self._taken = stops != self._taken, stops
+        return pressed or self._stop
 
     def ask_for(self, seed: int) -> None:
         """Ask for the scene of ``seed``."""
@@ -40,6 +42,7 @@ class Scene:
 
     def _on_stop(self, message: Boolean, received_ns: int) -> None:
         self._stop = message.data
+        self._stops += message.data
 
     def _on_success(self, message: Boolean, received_ns: int) -> None:
         self.good = message.data

@@ -200,6 +200,18 @@ def test_a_policy_that_dies_brakes_the_arm_at_once() -> None:
     assert rig.bridge.faults == ["the policy's process (7) has died"]
 
 
+def test_a_press_of_the_stop_that_is_over_before_the_next_tick_stops() -> None:
+    rig = Rig(moving)
+    rig.start()
+    rig.run(0.5)
+    publisher = rig.arm.node.advertise(rig.config.stop_topic, Boolean)
+    publisher.publish(Boolean(data=True))
+    publisher.publish(Boolean(data=False))
+    rig.run(0.05)
+    assert rig.bridge.state is State.FAULT
+    assert "the stop topic" in rig.bridge.parts.supervisor.fault
+
+
 def test_the_stop_topic_and_the_operator_stop_and_nothing_clears_itself() -> None:
     rig = Rig(moving)
     rig.start()

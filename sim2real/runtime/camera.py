@@ -6,6 +6,7 @@ import threading
 import zlib
 from collections import deque
 
+import cv2
 import numpy as np
 
 from visuomotor.data.errors import UserError
@@ -64,6 +65,9 @@ class CameraReader:
             picture = fitted(pixels(message), self._spec, list(self.stream.crop))
         except UserError as e:
             self.trouble = f"{self.stream.topic}: {e}"
+            return
+        except cv2.error as e:  # of an empty picture, say: the thread that decodes has to live on
+            self.trouble = f"{self.stream.topic}: no picture can be made of this: {e.err}"
             return
         with self._lock:
             if self._frames and event <= self._frames[-1][0]:

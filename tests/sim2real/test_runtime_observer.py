@@ -17,6 +17,7 @@ from visuomotor.data.spec import ArraySpec
 from visuomotor.sim2real.messages import CompressedImage, FloatArray, Image, JointState, Pose, Transforms
 from visuomotor.sim2real.robots.config import CameraStream, GripperConfig, ValueStream
 from visuomotor.sim2real.runtime.build import describe_arm
+from visuomotor.sim2real.runtime.camera import CameraReader
 from visuomotor.sim2real.runtime.images import fitted, pixels
 from visuomotor.sim2real.runtime.observer import Observer
 from visuomotor.sim2real.runtime.streams import HeaderClock, Inbox, JointHistory, Track
@@ -141,6 +142,26 @@ def test_compressed_pictures_and_bytes_that_are_none() -> None:
         pixels(image("rgb9", COLOURS))
     with pytest.raises(DataError, match="too few for 9 x 6"):
         pixels(image("rgb8", COLOURS, width=9))
+
+
+def test_a_picture_of_nothing_does_not_end_the_thread_that_decodes() -> None:
+    bus, empty = Bus(), np.zeros(0, np.uint8)
+    spec = ArraySpec(shape=(4, 6, 3), role="observation", dtype="uint8")
+    for compressed in (False, True):
+        topic = f"/camera{int(compressed)}"
+        stream = CameraStream(topic=topic, compressed=compressed)
+        camera = CameraReader("front", stream, spec, bus.node("bridge"), threaded=False)
+        node = bus.node("camera")
+        if compressed:
+            node.advertise(topic, CompressedImage).publish(CompressedImage(stamp_ns=1, format="jpeg", data=empty))
+        else:
+            node.advertise(topic, Image).publish(
+                Image(stamp_ns=1, height=0, width=0, encoding="bgr8", step=0, data=empty)
+            )
+        bus.advance(5 * MS)
+        assert camera.received == 1
+        assert camera.believed_ns == 0
+        assert topic in camera.trouble
 
 
 def test_depth_comes_in_metres_and_millimetres_in_either_byte_order() -> None:

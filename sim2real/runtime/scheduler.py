@@ -109,7 +109,9 @@ class Scheduler:
 
     Args:
         actions: what an action does to the targets.
-        fade_s: in which a difference between what was planned before and a new chunk fades away.
+        fade_s: in which a difference between what was planned before and a new chunk fades away, of the joints; the
+            gripper does what the new chunk says at once. Changes of the target: what has not been taken up of a
+            correction when the next chunk comes is left out.
         lead: a chunk goes on from targets that are no further ahead of the arm than this [rad or m]: where the limits
             do not let it follow, changes would pile up.
     """
@@ -162,7 +164,9 @@ class Scheduler:
         self._plan, self._dt_ns, self.sequence = plan, chunk.dt_ns, chunk.sequence
         self._work_out(at_ns, _AHEAD)
         new_value, new_rate = plan.at(at_ns)
-        plan.fade_from(at_ns, value - new_value, rate - new_rate, self._fade_ns)
+        offset, drift = value - new_value, rate - new_rate
+        offset[-1] = drift[-1] = 0.0  # the gripper's own speed limit is enough, and a grasp must not come late
+        plan.fade_from(at_ns, offset, drift, self._fade_ns)
         return ""
 
     def sample(self, at_ns: int) -> Target:

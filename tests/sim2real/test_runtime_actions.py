@@ -203,6 +203,18 @@ def test_changes_continue_from_the_commanded_targets() -> None:
         np.testing.assert_allclose(s.sample(k * DT).joints, 6 * 0.02 + (k - 5) * 0.03, atol=1e-9)
 
 
+def test_a_gripper_closes_when_a_chunk_says_so_however_slowly_the_arm_takes_it_up() -> None:
+    described = action(*(f"{j}_change" for j in JOINTS), "gripper")
+    s = Scheduler(ActionMap(described, Control(mode="joint_delta"), arm(), dt_s=0.05), fade_s=0.35, lead=0.5)
+    s.reset(np.zeros(3), 1.0, 0)
+    for k in range(0, 6, 2):  # a chunk every second step; the last one closes, which those before did not foresee
+        actions = np.zeros((8, 4))
+        actions[:, 3] = k < 4
+        assert s.accept(chunk(k * DT + 25 * MS, actions, k), k * DT + 20 * MS, np.zeros(3)) == ""
+        assert s.sample(k * DT + 20 * MS).opening > 0.0
+    assert s.sample(4 * DT + 25 * MS).opening == pytest.approx(0.0, abs=1e-9)  # the step that its first action means
+
+
 def test_changes_do_not_pile_up_ahead_of_an_arm_that_cannot_follow() -> None:
     described = action(*(f"{j}_change" for j in JOINTS))
     s = Scheduler(

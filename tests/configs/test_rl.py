@@ -203,8 +203,7 @@ def test_what_belongs_to_a_process_goes_back_to_it():
 
 
 def test_every_process_gets_its_own_earlier_rollouts_back() -> None:
-    one = {"0/reward": torch.zeros(1)}
-    assert split_state({"rollouts": {}, "rollouts.1": one}, 1) == {"rollouts": one}
+    assert split_state({"rollouts": {}, "rollouts.1": (one := {"0/reward": torch.zeros(1)})}, 1) == {"rollouts": one}
 
 
 # ---- runs
@@ -347,5 +346,4 @@ def test_what_was_finetuned_is_deployed_as_it_was_trained_whatever_the_likelihoo
     obs = {"state": torch.zeros(2, 1, loaded.policy.spec.obs["state"].size)}
     noise = loaded.policy.draw_noise(2, torch.Generator().manual_seed(0))
     assert loaded.policy.sample(obs, noise).isfinite().all()
-    again = ["eval", f"checkpoint={tmp_path / 'whole'}", "episodes=2", "videos=0", "env.engine.threads=1"]
-    assert main(again) == 0
+    assert main(["eval", f"checkpoint={tmp_path / 'whole'}", "episodes=2", "videos=0", "env.engine.threads=1"]) == 0

@@ -69,11 +69,6 @@ class Plant:
         """Names of the arm's joints in the model."""
         return self._arm.model.joints
 
-    @property
-    def has_gripper(self) -> bool:
-        """Whether :meth:`opening` measures anything."""
-        return self._grip is not None
-
     def reset(self, seed: int) -> None:
         """Begin the episode of ``seed``, as an evaluation would."""
         self._env.reset(seeds=[seed])

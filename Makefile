@@ -10,6 +10,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 DATA ?=
 ARGS ?=
 DEMOS ?= runs/demos/lift.zarr
+RUN := runs/$(shell date +%Y-%m-%d_%H-%M-%S)_demo
+# steps of the hand that an arm's acceleration can follow
+STEPS := env.control.pos_step=0.012 env.control.rot_step=0.06
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-pusht test ros-test lint clean check-data no-data
@@ -20,9 +23,11 @@ help:  ## list the targets
 
 install: $(STAMP)  ## create .venv with the pinned versions (the other targets do it when it is needed)
 
-demo: no-data $(STAMP)  ## teach an arm to lift a cube: expert demonstrations, training, 100 test episodes, report [ARGS='seed=1']
-	@$(BIN)/visuomotor data generate task=lift episodes=500 "out=$(DEMOS)"
-	@$(BIN)/visuomotor train task=lift policy=flow "data=$(DEMOS)" $(ARGS)
+demo: no-data $(STAMP)  ## teach an arm to lift a cube: demonstrations, imitation, PPO with delays, then 10 episodes over ROS 2 [ARGS='seed=1']
+	@$(BIN)/visuomotor data generate task=lift $(STEPS) episodes=300 "out=$(DEMOS)"
+	@$(BIN)/visuomotor train task=lift $(STEPS) policy=flow "data=$(DEMOS)" train.steps=2000 eval.episodes=50 "run_dir=$(RUN)/imitation" $(ARGS)
+	@$(BIN)/visuomotor finetune "checkpoint=$(RUN)/imitation" randomization=interface likelihood=noisy likelihood.steps=2 budget.minutes=3 "run_dir=$(RUN)/finetuned" $(ARGS)
+	@BIN=$(BIN) scripts/rehearse.sh "$(RUN)/finetuned" $(STEPS)
 
 demo-pusht: check-data $(STAMP)  ## the same from the human Push-T demonstrations: make demo-pusht DATA=<zarr>
 	@$(BIN)/visuomotor train task=pusht "data=$(DATA)" $(ARGS)

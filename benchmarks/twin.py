@@ -89,6 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--noise", type=float, default=1.0)
     parser.add_argument("--policy-ms", type=float, default=10.0, help="that a chunk takes")
     parser.add_argument("--n-exec", type=int, help="control steps of each chunk; default: the policy's own")
+    parser.add_argument("--runtime", nargs="*", default=[], help="settings of the runtime, as action_time=1.0")
     parser.add_argument("--worlds", type=int, default=50, help="side by side in the direct evaluation")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
@@ -131,7 +132,9 @@ class Rehearsal:
         episodes = EpisodeConfig(
             auto=True, count=args.episodes, seconds=limit / facts.fps, success_s=1e-3, reset_s=1.0, seed=100_000
         )
-        setup = Setup(robot=robot, policy=facts, episodes=episodes, runtime=RuntimeConfig(decode_threads=False))
+        own = {k: json.loads(v) for k, _, v in (word.partition("=") for word in args.runtime)}
+        runtime = RuntimeConfig(decode_threads=False, **own)
+        setup = Setup(robot=robot, policy=facts, episodes=episodes, runtime=runtime)
         source = PolicySource(loaded.policy, ExecuteConfig(n_exec=args.n_exec))
         n_exec = args.n_exec or loaded.policy.spec.window.n_exec
         rhythm = make_rhythm(setup, n_exec=n_exec, delay=None, ensemble=False, decay=0.01)

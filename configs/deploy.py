@@ -68,7 +68,14 @@ def _setup(config: DeployConfig, robot: RobotConfig, chosen: Chosen) -> Setup:
     for key in config.observe:
         if key not in spec.obs:
             raise ConfigError(f"observe.{key}: the policy does not observe {key!r}. {nearest(key, spec.obs)}")
-    facts = PolicyFacts(spec=spec, fps=fps, saved_control=chosen.about.get("control"), sources=config.observe)
+    about = chosen.about
+    facts = PolicyFacts(
+        spec=spec,
+        fps=fps,
+        saved_control=about.get("control"),
+        sources=config.observe,
+        knows_delays=bool(about.get("delays")),
+    )
     runtime = replace(config.runtime, dry_run=config.dry_run or config.runtime.dry_run)
     return Setup(robot=robot, policy=facts, safety=config.safety, episodes=config.conduct(), runtime=runtime)
 

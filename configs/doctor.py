@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from visuomotor.configs.compose import parse_plain
+from visuomotor.configs.randomize import trained_with_delays
 from visuomotor.configs.robots import take_robot, transport_words
 from visuomotor.data.errors import CheckpointError, ConfigError
 from visuomotor.policies.learn.checkpoint import Checkpoint, resolve_checkpoint
@@ -84,4 +85,4 @@ def policy_facts(checkpoint: str) -> PolicyFacts:
         raise CheckpointError(f"{opened.path} does not say how many actions it gives a second: train with data.fps=")
     saved = opened.document("config")["config"]
     control = (saved.get("env") or {}).get("control")
-    return PolicyFacts(spec=spec, fps=spec.fps, saved_control=control)
+    return PolicyFacts(spec=spec, fps=spec.fps, saved_control=control, knows_delays=trained_with_delays(saved))

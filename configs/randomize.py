@@ -25,6 +25,7 @@ __all__ = [
     "plain_randomization",
     "presets",
     "split_words",
+    "trained_with_delays",
     "typed_randomization",
 ]
 
@@ -102,6 +103,12 @@ def typed_randomization(plain: Mapping[str, Any]) -> DictConfig:
 def plain_randomization(config: RandomizationConfig) -> dict[str, Any]:
     """What :func:`typed_randomization` takes; empty if nothing is randomised."""
     return asdict(config) if config.terms else {}
+
+
+def trained_with_delays(saved: Mapping[str, Any]) -> bool:
+    """Whether commands or observations came late in the worlds where a policy was trained; ``saved``: its settings."""
+    terms: Mapping[str, Any] = (saved.get(_KEY) or {}).get("terms") or {}
+    return any((term["term"] or name).endswith("_delay") for name, term in terms.items())
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -44,11 +44,13 @@ _FROM_SCRATCH: dict[tuple[str, str], dict[str, Any]] = {
 # What a policy knows already is lost by steps that suit a policy that knows nothing.
 _FINE_TUNED: dict[str, Any] = {"lr": 3e-5, "critic_warmup": 2, "decisions": 64}
 # Imitation makes a Gaussian as narrow as the demonstrations are precise, which leaves nothing to explore. The others
-# took policies of Lift from 40 to 98 % (docs/ppo.md).
+# took policies of Lift from 40 to 98 %, or as far as their budget went (docs/ppo.md).
 _FINE_TUNED_BY: dict[str, dict[str, dict[str, Any]]] = {
     "gaussian": {"likelihood": {"std_floor": 0.1}},
     "dppo": {"ppo": {"lr": 2e-4, "epochs": 3, "minibatches": 2}},
     "noisy": {"ppo": {"lr": 5e-5, "epochs": 4, "minibatches": 2}},
+    "reinflow": {"ppo": {"lr": 5e-5}},
+    "flow_sde": {"ppo": {"lr": 2e-5}},
 }
 # Where reaching the goal ends an episode, reaching it is the reward, and only the critic has to know how far it is.
 _GOAL_REWARDED: dict[str, Any] = {"reward": "sparse", "privileged": True}

@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from visuomotor.configs.build import LoadedPolicy, load_policy, pick_device, set_threads
 from visuomotor.configs.compose import parse_plain
+from visuomotor.configs.randomize import trained_with_delays
 from visuomotor.data.errors import ConfigError
 from visuomotor.policies.execution.config import ExecuteConfig
 from visuomotor.sim2real.remote.config import ServerConfig, is_loopback
@@ -86,7 +87,8 @@ def about_policy(loaded: LoadedPolicy, execute: ExecuteConfig) -> dict[str, Any]
 
     Returns:
         ``checkpoint`` (its path), ``task`` (that it was trained in, or None), ``robot`` and ``control`` (``env.robot``
-        and ``env.control`` of that task, or None) and ``execute`` (the settings of the execution).
+        and ``env.control`` of that task, or None), ``delays`` (whether it was trained with some) and ``execute`` (the
+        settings of the execution).
     """
     saved = loaded.checkpoint.document("config")["config"]
     env = saved.get("env") or {}
@@ -95,6 +97,7 @@ def about_policy(loaded: LoadedPolicy, execute: ExecuteConfig) -> dict[str, Any]
         "task": saved.get("task"),
         "robot": env.get("robot"),
         "control": env.get("control"),
+        "delays": trained_with_delays(saved),
         "execute": asdict(execute),
     }
 

@@ -36,7 +36,7 @@ from visuomotor.sim2real.transports.base import Transport
 
 __all__ = ["PolicyFacts", "RuntimeConfig", "Setup", "check_policy", "describe_arm", "make_bridge", "make_rhythm"]
 
-_FADE_S, _FADE_CHANGES_S = 0.2, 0.35
+_FADE_S, _FADE_CHANGES_S, _FADE_DAMPED_S = 0.2, 0.1, 0.35
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,8 +44,11 @@ class RuntimeConfig:
     """Timing of the runtime.
 
     Attributes:
-        fade_s: a new chunk takes over within this time; null: 0.2 s for targets, 0.35 s for changes: an arm follows
-            sudden corrections late, and a policy that corrects again meanwhile begins to swing.
+        fade_s: a new chunk takes over within this time; null: 0.2 s for targets, 0.1 s for changes, 0.35 s for damped
+            ones.
+        damped: for changes of the target: what has not been taken up of a correction when the next chunk comes is left
+            out. An arm follows corrections late; a policy that does not know delays corrects again meanwhile, and
+            begins to swing. null: unless the policy was trained with delays.
         lead: a new chunk goes on from targets that are no further ahead of the arm than this [rad or m].
         patience_s: without an action to execute for so long, the policy counts as stalled.
         action_time: when in its control step an action is meant to be reached, as a share of the step: 0.5 for
@@ -55,6 +58,7 @@ class RuntimeConfig:
     """
 
     fade_s: float | None = None
+    damped: bool | None = None
     lead: float = 0.1
     patience_s: float = 2.0
     action_time: float = 0.5
@@ -79,6 +83,7 @@ class PolicyFacts:
         saved_control: ``env.control`` of the simulated task that it was trained in, if it was.
         fps: control steps per second.
         sources: for observations that the robot does not have by name: the keys that make them, end to end.
+        knows_delays: it was trained in worlds whose commands or observations come late.
         acts: False: nobody acts but a person; what a policy will see and do is recorded in these terms.
     """
 
@@ -86,6 +91,7 @@ class PolicyFacts:
     fps: float
     saved_control: Mapping[str, Any] | None = None
     sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    knows_delays: bool = False
     acts: bool = True
 
     @property
@@ -180,9 +186,10 @@ def make_bridge(
     scheduler = None
     if policy is not None and policy.acts:
         actions = check_policy(policy, arm)[1]
-        own = _FADE_S if actions.absolute else _FADE_CHANGES_S
+        damped = not policy.knows_delays if runtime.damped is None else runtime.damped
+        own = _FADE_S if actions.absolute else _FADE_DAMPED_S if damped else _FADE_CHANGES_S
         fade_s = own if runtime.fade_s is None else runtime.fade_s
-        scheduler = Scheduler(actions, fade_s=fade_s, lead=runtime.lead)
+        scheduler = Scheduler(actions, fade_s=fade_s, lead=runtime.lead, damped=damped)
     observer = Observer(
         robot,
         arm,

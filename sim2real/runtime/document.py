@@ -68,6 +68,7 @@ class Assignment:
                 "fps": policy.fps,
                 "saved_control": None if policy.saved_control is None else dict(policy.saved_control),
                 "sources": {k: list(v) for k, v in policy.sources.items()},
+                "knows_delays": policy.knows_delays,
                 "acts": policy.acts,
             },
             "safety": asdict(self.setup.safety),

@@ -63,6 +63,10 @@ class _Plan:
             rate + da / span * self._offset + db * self._rate,
         )
 
+    def meant(self, time_ns: int) -> np.ndarray:
+        """Value of the curve alone, in an array of the caller's own."""
+        return self._spline(time_ns)[0].copy()
+
     def _spline(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
         times, values = self.times, self.values
         if time_ns >= times[-1] or len(times) == 1:
@@ -110,14 +114,15 @@ class Scheduler:
     Args:
         actions: what an action does to the targets.
         fade_s: in which a difference between what was planned before and a new chunk fades away, of the joints; the
-            gripper does what the new chunk says at once. Changes of the target: what has not been taken up of a
-            correction when the next chunk comes is left out.
+            gripper does what the new chunk says at once.
+        damped: for changes of the target: what has not been taken up of a correction when the next chunk comes is left
+            out. Without, nothing is: targets are the sum of the changes, as in the simulation.
         lead: a chunk goes on from targets that are no further ahead of the arm than this [rad or m]: where the limits
             do not let it follow, changes would pile up.
     """
 
-    def __init__(self, actions: ActionMap, *, fade_s: float, lead: float) -> None:
-        self._map, self._fade_ns, self._lead = actions, round(fade_s * 1e9), lead
+    def __init__(self, actions: ActionMap, *, fade_s: float, lead: float, damped: bool = False) -> None:
+        self._map, self._fade_ns, self._lead, self._damped = actions, round(fade_s * 1e9), lead, damped
         self._pending: list[tuple[int, np.ndarray]] = []
         self._raw: list[tuple[int, np.ndarray]] = []
         self._plan: _Plan | None = None
@@ -153,7 +158,7 @@ class Scheduler:
             return f"chunk {chunk.sequence}: its last action is {late:.3f} s late"
         base_ns = chunk.first_ns + (first - 1) * chunk.dt_ns
         value, rate = self._plan.at(at_ns)
-        base = self._plan.at(base_ns)[0]
+        base = self._plan.at(base_ns)[0] if self._damped else self._plan.meant(base_ns)
         base[:-1] = np.clip(base[:-1], commanded - self._lead, commanded + self._lead)
         if first > 0 and self._map.absolute:  # the chunk itself says where it comes from: no corner between both
             base = np.append(*self._map.apply(base[:-1], float(base[-1]), actions[first - 1]))

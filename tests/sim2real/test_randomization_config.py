@@ -14,6 +14,7 @@ from visuomotor.configs.randomize import (
     parse_randomized,
     plain_randomization,
     presets,
+    trained_with_delays,
     typed_randomization,
 )
 from visuomotor.configs.rl_compose import compose_finetune, compose_rl, restore_run
@@ -133,3 +134,13 @@ def test_every_registered_term_has_settings_with_defaults() -> None:
     assert {"mass", "friction", "gravity", "joint_offset"} <= set(terms())
     for entry in terms().values():
         assert entry.config_class().when in ("startup", "reset", "interval")
+
+
+def test_whether_a_policy_knows_delays_is_read_from_its_training() -> None:
+    late = plain_randomization(load_randomization(["randomization=interface"]))
+    assert trained_with_delays({"randomization": late})
+    mine = {"mine": {"term": "control_delay"}, "noise": {"term": "observation_noise"}}
+    assert trained_with_delays({"randomization": {"terms": mine}})
+    assert not trained_with_delays({"randomization": {"terms": {"noise": mine["noise"]}}})
+    assert not trained_with_delays({})
+    assert not trained_with_delays({"randomization": None})

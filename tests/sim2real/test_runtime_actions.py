@@ -203,6 +203,25 @@ def test_changes_continue_from_the_commanded_targets() -> None:
         np.testing.assert_allclose(s.sample(k * DT).joints, 6 * 0.02 + (k - 5) * 0.03, atol=1e-9)
 
 
+@pytest.mark.parametrize("damped", [False, True])
+def test_a_correction_that_is_still_fading_in_is_carried_over_unless_it_is_damped(damped: bool) -> None:
+    described = action(*(f"{j}_change" for j in JOINTS))
+    s = Scheduler(
+        ActionMap(described, Control(mode="joint_delta"), arm(gripper=False), dt_s=0.05),
+        fade_s=0.35,
+        lead=0.5,
+        damped=damped,
+    )
+    s.reset(np.zeros(3), 1.0, 0)
+    for k in range(0, 8, 2):  # each chunk asks for 0.01 a step for two steps, and had foreseen none: 0.08 in all
+        s.accept(chunk(k * DT, np.full((2, 3), 0.01), k), k * DT - 1, s.sample(k * DT - 1).joints)
+        assert s.sample(k * DT + 40 * MS).joints[0] >= 0.0
+    for k in range(8, 20, 2):
+        s.accept(chunk(k * DT, np.zeros((2, 3)), k), k * DT - 1, s.sample(k * DT - 1).joints)
+    reached = float(s.sample(30 * DT).joints[0])
+    assert reached < 0.079 if damped else reached == pytest.approx(0.08, abs=1e-9)
+
+
 def test_a_gripper_closes_when_a_chunk_says_so_however_slowly_the_arm_takes_it_up() -> None:
     described = action(*(f"{j}_change" for j in JOINTS), "gripper")
     s = Scheduler(ActionMap(described, Control(mode="joint_delta"), arm(), dt_s=0.05), fade_s=0.35, lead=0.5)

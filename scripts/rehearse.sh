@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Deploy a lift policy to a simulated Panda over ROS 2 topics on this machine (DDS, no ROS needed), ten episodes, unattended:
+# scripts/rehearse.sh <run> [env.<setting>=<value> that it was trained with ...]
+set -euo pipefail
+run="$1"
+shift
+bin="${BIN:-.venv/bin}"
+net=(transport=dds transport.interface=lo "transport.domain=${ROS_DOMAIN_ID:-42}")
+"$bin/visuomotor" twin robot=panda_twin task=lift latency_ms=20 "${net[@]}" "$@" &
+twin=$!
+trap 'kill -INT $twin 2>/dev/null; wait $twin || true' EXIT
+"$bin/visuomotor" deploy "checkpoint=$run" robot=panda_twin "${net[@]}" episodes=10 seconds=8 start=auto </dev/null

@@ -54,6 +54,8 @@ _FINE_TUNED_BY: dict[str, dict[str, dict[str, Any]]] = {
 }
 # Where reaching the goal ends an episode, reaching it is the reward, and only the critic has to know how far it is.
 _GOAL_REWARDED: dict[str, Any] = {"reward": "sparse", "privileged": True}
+# The sum of a reward that success ends is largest just short of success.
+_REWARDED: dict[str, dict[str, Any]] = {"pusht": {"reward": "progress"}}
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def compose_rl(words: Sequence[str]) -> ComposedRun:
     for group, name in choices.items():
         if small := _FROM_SCRATCH.get((group, name)):
             cfg[group] = OmegaConf.merge(cfg[group], small)
-    return _finish("rl", choices, cfg, [_suited(choices["likelihood"]), _preset(choices["task"])], overrides)
+    layers = [_suited(choices["likelihood"]), _rewarded(choices["task"]), _preset(choices["task"])]
+    return _finish("rl", choices, cfg, layers, overrides)
 
 
 def compose_finetune(
@@ -113,7 +116,7 @@ def compose_finetune(
     if saved["task"] == task:
         cfg.env = OmegaConf.structured(task_settings(task, saved["env"]))
     ppo = _FINE_TUNED | ({"action_bound": reach} if reach > 1.0 else {})
-    layers: list[dict[str, Any]] = [{"ppo": ppo}]
+    layers: list[dict[str, Any]] = [{"ppo": ppo}, _rewarded(task)]
     if cfg.env.get("end_on_success") and set(_GOAL_REWARDED) <= set(cfg.env):
         layers.append({"env": _GOAL_REWARDED})
     layers += [_suited(choices["likelihood"]), _FINE_TUNED_BY.get(choices["likelihood"], {})]
@@ -125,7 +128,7 @@ def layers_help(command: str) -> list[str]:
     every: dict[str, Mapping[str, Any]] = {f"likelihood={n}": _suited(n) for n in LIKELIHOODS}
     if command == "rl":
         own: dict[str, Mapping[str, Any]] = {f"{g}={n}": {g: small} for (g, n), small in _FROM_SCRATCH.items()}
-        every = own | every | {f"task={n}": _preset(n) for n in task_names()}
+        every = own | every | {f"task={n}": {**_rewarded(n), **_preset(n)} for n in task_names()}
     else:
         by = {f"likelihood={n}": small for n, small in _FINE_TUNED_BY.items()}
         every = {
@@ -133,6 +136,7 @@ def layers_help(command: str) -> list[str]:
             **{k: {"ppo": {**every[k]["ppo"], **by.get(k, {}).get("ppo", {})},
                    "likelihood": by.get(k, {}).get("likelihood", {})} for k in every},
             "a task that reaching the goal ends": {"env": _GOAL_REWARDED},
+            **{f"task={n}": _rewarded(n) for n in _REWARDED},
         }  # fmt: skip
     written = {
         what: [f"{part}.{k}={str(v).lower()}" for part, values in layer.items() for k, v in values.items()]
@@ -213,6 +217,10 @@ def head_class(name: str) -> type[Head]:
 
 def _suited(likelihood: str) -> dict[str, Any]:
     return {"ppo": dict(LIKELIHOODS[likelihood].ppo)}
+
+
+def _rewarded(task: str) -> dict[str, Any]:
+    return {"env": _REWARDED[task]} if task in _REWARDED else {}
 
 
 def _preset(task: str) -> dict[str, Any]:

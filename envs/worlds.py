@@ -27,7 +27,6 @@ __all__ = [
     "map_fields",
     "obs_spec_of",
     "probe",
-    "score_is_reward",
 ]
 
 Arrays = dict[str, np.ndarray]
@@ -93,11 +92,6 @@ def probe(env: gym.Env[Any, Any]) -> tuple[str, ...]:
     scalar = (bool, int, float, np.number, np.bool_)
     named = {k for k, v in merged.items() if isinstance(v, scalar) or (isinstance(v, np.ndarray) and v.ndim == 0)}
     return tuple(sorted({"success" if k == "is_success" else k for k in named}))
-
-
-def score_is_reward(reward: float, info: Mapping[str, Any]) -> float:
-    """For environments whose reward is how close to the goal they are now, in 0..1."""
-    return reward
 
 
 class WorldsLike(Protocol):

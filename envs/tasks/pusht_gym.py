@@ -26,14 +26,17 @@ __all__ = ["PushTGym"]
 class PushTGym(PushTEnv):
     """gym-pusht's PushTEnv; resets exactly to ``options["state"]``, and is the same in every process.
 
+    ``info["score"]`` is gym-pusht's reward, how much of the goal is covered.
+
     Args:
         image: observe ``{"img": uint8 [96, 96, 3], "agent_pos": [2]}`` instead of the state ``[5]``.
         render_size: side of a rendered picture [px].
+        progress: the reward of a step is by how much it has raised the best score of the episode.
     """
 
     observation_space: gym.Space[Any]
 
-    def __init__(self, *, image: bool, render_size: int) -> None:
+    def __init__(self, *, image: bool, render_size: int, progress: bool = False) -> None:
         super().__init__(
             obs_type="pixels_agent_pos" if image else "state",
             visualization_width=render_size,
@@ -44,13 +47,21 @@ class PushTGym(PushTEnv):
             shown: Any = self.observation_space
             self.observation_space = gym.spaces.Dict({"img": shown["pixels"], "agent_pos": shown["agent_pos"]})
         self._goal: Any = None
+        self._progress, self._best = progress, 0.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         obs, info = super().reset(seed=seed)
         if options is not None and "state" in options:
             self._set_exact(np.asarray(options["state"], np.float64))
             obs, info = self.get_obs(), {**self._get_info(), "is_success": False}
+        self._best = min(1.0, self._get_coverage() / self.success_threshold)
         return obs, info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, score, terminated, truncated, info = super().step(action)
+        gained = max(0.0, float(score) - self._best)
+        self._best += gained
+        return obs, gained if self._progress else score, terminated, truncated, {**info, "score": score}
 
     def get_obs(self) -> Any:
         obs = super().get_obs()

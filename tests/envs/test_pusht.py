@@ -157,3 +157,23 @@ def test_workers_start_without_torch() -> None:
     modules = "visuomotor.envs.workers, visuomotor.envs.tasks.pusht_gym"
     script = f"import sys, {modules}\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], timeout=60, check=True)
+
+
+def test_progress_pays_each_rise_of_the_score_once() -> None:
+    env = make_env(PushTConfig(workers=0, reward="progress"), 1)
+    env.reset(seeds=[0])
+    total, scores = 0.0, []
+    env.set_state(0, [50, 50, 256, 300, np.pi / 4])
+    everything = torch.ones(1, dtype=torch.bool)
+    still = env.advance(torch.tensor([[50.0, 50.0]]), everything)
+    assert still.reward.item() == 0.0  # what the block covers at the start is nobody's merit
+    start = still.info["score"].item()
+    assert 0.0 < start < 1.0
+    for target in ([256.0, 450.0],) * 10 + ([256.0, 250.0],) * 20:  # from below, up into the block
+        step = env.advance(torch.tensor([target]), everything)
+        total += step.reward.item()
+        scores.append(step.info["score"].item())
+    assert total == pytest.approx(max(0.0, max(scores) - start), abs=1e-6)
+    assert max(scores) > start
+    with pytest.raises(ConfigError, match="unknown Push-T reward 'dense'"):
+        PushTConfig(reward="dense")

@@ -8,5 +8,5 @@ bin="${BIN:-.venv/bin}"
 net=(transport=dds transport.interface=lo "transport.domain=${ROS_DOMAIN_ID:-42}")
 "$bin/visuomotor" twin robot=panda_twin task=lift latency_ms=20 "${net[@]}" "$@" &
 twin=$!
-trap 'kill -INT $twin 2>/dev/null; wait $twin || true' EXIT
-"$bin/visuomotor" deploy "checkpoint=$run" robot=panda_twin "${net[@]}" episodes=10 seconds=8 start=auto </dev/null
+trap 'kill $twin 2>/dev/null; wait $twin || true' EXIT # not -INT: a shell starts what runs beside it deaf to that
+"$bin/visuomotor" deploy "checkpoint=$run" robot=panda_twin "${net[@]}" threads=1 episodes=10 seconds=8 start=auto </dev/null

@@ -206,7 +206,7 @@ class Twin:
         self, channel: _Channel, now: int, stamp: int, position: np.ndarray, velocity: np.ndarray, *, watched: bool
     ) -> None:  # fmt: skip
         while channel.inbox and channel.inbox[0][0] + self._delay_ns <= now:
-            _, message = channel.inbox.popleft()
+            received, message = channel.inbox.popleft()
             before = channel.controller.sample(now).copy()
             why = channel.controller.receive(message, now, stamp, position, velocity)
             self.status.commands += 1
@@ -214,18 +214,18 @@ class Twin:
                 self.status.refused += 1
                 self.status.refusal = why
             if watched and self._watch is not None:
-                self._hold_against(self._watch, channel.controller, why, now, before)
+                self._hold_against(self._watch, channel.controller, why, now, before, received)
 
     def _hold_against(
-        self, watch: CommandWatch, controller: Controller, why: str, now: int, before: np.ndarray
-    ) -> None:
+        self, watch: CommandWatch, controller: Controller, why: str, now: int, before: np.ndarray, received: int
+    ) -> None:  # fmt: skip
         n = len(self._robot.joints)
         if why:
             watch.refused(why)
         elif isinstance(controller, Trajectory):
             watch.trajectory(controller.received(n), controller.sample(now)[:n], before[:n])
         elif isinstance(controller, ForwardPosition):
-            watch.position(controller.desired[:n], now)
+            watch.position(controller.desired[:n], received)  # the twin's own clock may have lost time
         elif isinstance(controller, ForwardVelocity):
             watch.velocity(controller.velocity)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 
 import numpy as np
 
@@ -13,6 +14,7 @@ __all__ = ["CommandWatch", "Violations"]
 
 _ROUNDING = 1e-9  # [rad]: of positions in a message
 _SHARE = 1e-3  # by which a rate may be above its limit before it counts
+_EARLY = 0.05  # of a period: a command that comes so much later than the last one may be the second since
 _BETWEEN = 0.5  # the same between two points, where cubics need more than the change of velocity from one to the other
 
 
@@ -57,15 +59,15 @@ class CommandWatch:
         """The arm was put elsewhere: the next command begins anew."""
         self._last = self._velocity = None
 
-    def position(self, q: np.ndarray, now_ns: int) -> None:
-        """A command of positions ``[n]``.
+    def position(self, q: np.ndarray, received_ns: int) -> None:
+        """A command of positions ``[n]``, and when it came.
 
         Commands follow each other by their period, whenever they come; if they then violate a limit, and there was time
         for others that were lost in between, these have had their share of it.
         """
         self._range(q)
         if self._last is not None:
-            lost = max(1, round((now_ns - self._last[0]) * 1e-9 / self._period))
+            lost = max(1, ceil((received_ns - self._last[0]) * 1e-9 / self._period - _EARLY))
             stretched = lost > 1 and not self._fits(q, self._period) and self._fits(q, lost * self._period)
             dt = lost * self._period if stretched else self._period
             velocity = self._moved(q, dt)
@@ -74,7 +76,7 @@ class CommandWatch:
                 change = (velocity - self._velocity) / dt
                 self._rate("acceleration", change, self._limits.acceleration, 4 * _ROUNDING / dt**2)
             self._velocity = velocity
-        self._last = (now_ns, q)
+        self._last = (received_ns, q)
 
     def _moved(self, q: np.ndarray, dt: float) -> np.ndarray:
         assert self._last is not None

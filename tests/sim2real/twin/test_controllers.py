@@ -133,6 +133,7 @@ def test_positions_rates_and_what_is_lost() -> None:
     assert watched(0.0, 0.0, 0.0015) == {"acceleration": 1}  # 15 rad/s^2 of 10
     assert watched(1.0, 1.001) == {"position": 1}
     assert watched(0.0, 0.018, every_ms=20) == {}  # one between them was lost
+    assert watched(0.0, 0.018, every_ms=12) == {}  # the same, after one that was read late
     assert watched(0.0, 0.009, 0.018, every_ms=1) == {}  # a late one arrives with the next
     assert watched(0.0, 0.009, 0.018, every_ms=17) == {}  # all are late: none was lost
 

@@ -160,7 +160,7 @@ def test_workers_start_without_torch() -> None:
 
 
 def test_progress_pays_each_rise_of_the_score_once() -> None:
-    env = make_env(PushTConfig(workers=0, reward="progress"), 1)
+    env = PushT(PushTConfig(workers=0, reward="progress"), 1)
     env.reset(seeds=[0])
     total, scores = 0.0, []
     env.set_state(0, [50, 50, 256, 300, np.pi / 4])

@@ -21,11 +21,13 @@ class TwinConfig:
             rate, or is a multiple of it (which makes physics finer). 0: the physics' own rate.
         latency_ms: by which every message of a sensor comes after what it shows; its stamp says when that was.
         command_latency_ms: from receiving a command to obeying it.
-        noise: factor on the four below; 0 switches noise off.
+        noise: factor on the five below; 0 switches noise off.
         joint_noise: standard deviation of measured joint positions [rad or m].
         velocity_noise: of measured joint velocities [rad/s or m/s].
         position_noise: of an object's estimated position [m], and of numbers.
         turn_noise: of an object's estimated orientation, about a random axis [rad].
+        picture_noise: of a camera's pixels [of 255 levels], alike in the three colours. Pictures of a real camera are
+            never the same twice; one whose pictures are, counts as frozen.
         drop: share of the messages of every sensor that is lost.
         encoder_offset: standard deviation of constant errors of the encoders [rad], drawn once.
         values_hz: rate of the estimators of poses and other values.
@@ -44,6 +46,7 @@ class TwinConfig:
     velocity_noise: float = 5e-3
     position_noise: float = 1e-3
     turn_noise: float = 5e-3
+    picture_noise: float = 2.0
     drop: float = 0.0
     encoder_offset: float = 0.0
     values_hz: float = 50.0
@@ -57,7 +60,7 @@ class TwinConfig:
     def __post_init__(self) -> None:
         for name in (
             "rate_hz", "latency_ms", "command_latency_ms", "noise", "joint_noise", "velocity_noise", "position_noise",
-            "turn_noise", "encoder_offset", "seed", "first_seed",
+            "turn_noise", "picture_noise", "encoder_offset", "seed", "first_seed",
         ):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}={getattr(self, name):g}: expected 0 or more, and finite")

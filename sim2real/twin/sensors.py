@@ -112,6 +112,9 @@ class Sensors:
 
     def picture(self, stream: CameraStream, key: str, rgb: np.ndarray, stamp_ns: int) -> Message:
         """A camera's frame from uint8 ``[H, W, 3]``."""
+        if deviation := self._noise * self._config.picture_noise:
+            grain = deviation * self._random.standard_normal((*rgb.shape[:2], 1), dtype=np.float32)
+            rgb = np.clip(np.rint(rgb + grain), 0, 255).astype(np.uint8)
         if stream.compressed:
             _, data = cv2.imencode(".jpg", rgb[..., ::-1])
             return CompressedImage(stamp_ns=stamp_ns, frame_id=key, format="jpeg", data=data.reshape(-1))

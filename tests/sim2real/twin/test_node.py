@@ -276,6 +276,16 @@ def test_pictures_come_at_their_rate_in_their_encoding() -> None:
     assert frames[0].data.std() > 10
 
 
+def test_a_camera_of_an_arm_that_stands_still_does_not_look_frozen() -> None:
+    made = make_stage(cameras=["front"], height=48, width=64)
+    try:
+        made.run(200)
+    finally:
+        made.plant.close()
+    first, second = (m.data.astype(np.int16) for _, m in made.heard["/front/image_raw"][-2:])
+    assert 1.0 < (first - second).std() < 4.0
+
+
 @pytest.mark.parametrize(
     ("words", "settings", "message"),
     [

@@ -26,7 +26,7 @@ install: $(STAMP)  ## create .venv with the pinned versions (the other targets d
 demo: no-data $(STAMP)  ## teach an arm to lift a cube: demonstrations, imitation, PPO with delays, then 10 episodes over ROS 2 [ARGS='seed=1']
 	@$(BIN)/visuomotor data generate task=lift $(STEPS) episodes=300 "out=$(DEMOS)"
 	@$(BIN)/visuomotor train task=lift $(STEPS) policy=flow "data=$(DEMOS)" train.steps=2000 eval.episodes=50 "run_dir=$(RUN)/imitation" $(ARGS)
-	@$(BIN)/visuomotor finetune "checkpoint=$(RUN)/imitation" randomization=interface likelihood=noisy likelihood.steps=2 budget.minutes=3 "run_dir=$(RUN)/finetuned" $(ARGS)
+	@$(BIN)/visuomotor finetune "checkpoint=$(RUN)/imitation" randomization=interface likelihood=noisy likelihood.steps=2 budget.minutes=3 "run_dir=$(RUN)/finetuned"
 	@BIN=$(BIN) scripts/rehearse.sh "$(RUN)/finetuned" $(STEPS)
 
 demo-pusht: check-data $(STAMP)  ## the same from the human Push-T demonstrations: make demo-pusht DATA=<zarr>

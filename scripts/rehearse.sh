@@ -5,7 +5,9 @@ set -euo pipefail
 run="$1"
 shift
 bin="${BIN:-.venv/bin}"
-net=(transport=dds transport.interface=lo "transport.domain=${ROS_DOMAIN_ID:-42}")
+domain=42 # never the user's own: a real arm may listen there
+[ "${ROS_DOMAIN_ID:-0}" != "$domain" ] || domain=43
+net=(transport=dds transport.interface=lo "transport.domain=$domain")
 "$bin/visuomotor" twin robot=panda_twin task=lift latency_ms=20 "${net[@]}" "$@" &
 twin=$!
 trap 'kill $twin 2>/dev/null; wait $twin || true' EXIT # not -INT: a shell starts what runs beside it deaf to that

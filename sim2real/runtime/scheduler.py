@@ -122,7 +122,7 @@ class Scheduler:
     """
 
     def __init__(self, actions: ActionMap, *, fade_s: float, lead: float, damped: bool = False) -> None:
-        self._map, self._fade_ns, self._lead, self._damped = actions, round(fade_s * 1e9), lead, damped
+        self._map, self._fade_ns, self._lead, self.damped = actions, round(fade_s * 1e9), lead, damped
         self._pending: list[tuple[int, np.ndarray]] = []
         self._raw: list[tuple[int, np.ndarray]] = []
         self._plan: _Plan | None = None
@@ -158,7 +158,7 @@ class Scheduler:
             return f"chunk {chunk.sequence}: its last action is {late:.3f} s late"
         base_ns = chunk.first_ns + (first - 1) * chunk.dt_ns
         value, rate = self._plan.at(at_ns)
-        base = self._plan.at(base_ns)[0] if self._damped else self._plan.meant(base_ns)
+        base = self._plan.at(base_ns)[0] if self.damped else self._plan.meant(base_ns)
         base[:-1] = np.clip(base[:-1], commanded - self._lead, commanded + self._lead)
         if first > 0 and self._map.absolute:  # the chunk itself says where it comes from: no corner between both
             base = np.append(*self._map.apply(base[:-1], float(base[-1]), actions[first - 1]))

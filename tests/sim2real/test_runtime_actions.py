@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from arm_rig import JOINTS, MS
+from arm_rig import JOINTS, MS, Rig, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,8 +22,10 @@ from visuomotor.envs.tasks.lift import LiftConfig
 from visuomotor.envs.tasks.tabletop import TabletopTask
 from visuomotor.sim2real.kinematics import Kinematics
 from visuomotor.sim2real.runtime.actions import ActionMap, Arm, Control, control_of
+from visuomotor.sim2real.runtime.build import make_bridge
 from visuomotor.sim2real.runtime.scheduler import Scheduler
 from visuomotor.sim2real.runtime.types import Chunk
+from visuomotor.sim2real.transports.inproc import Bus
 
 DT = 50 * MS
 
@@ -220,6 +223,17 @@ def test_a_correction_that_is_still_fading_in_is_carried_over_unless_it_is_dampe
         s.accept(chunk(k * DT, np.zeros((2, 3)), k), k * DT - 1, s.sample(k * DT - 1).joints)
     reached = float(s.sample(30 * DT).joints[0])
     assert reached < 0.079 if damped else reached == pytest.approx(0.08, abs=1e-9)
+
+
+def test_a_policy_that_was_trained_with_delays_is_not_damped_unless_it_is_asked_for() -> None:
+    rig = Rig(policy=spec(tuple(f"{j}_change" for j in JOINTS)))
+    assert rig.setup.policy is not None
+    knows = replace(rig.setup, policy=replace(rig.setup.policy, knows_delays=True))
+    asked = replace(knows, runtime=replace(knows.runtime, damped=True))
+    for setup, damped in ((rig.setup, True), (knows, False), (asked, True)):
+        bridge = make_bridge(setup, Bus().node("bridge"), link=None, board=rig.board, requests=rig.box)
+        assert bridge.parts.scheduler is not None
+        assert bridge.parts.scheduler.damped is damped
 
 
 def test_a_gripper_closes_when_a_chunk_says_so_however_slowly_the_arm_takes_it_up() -> None:
